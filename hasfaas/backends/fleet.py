@@ -1,0 +1,472 @@
+"""Keeps the replicas that each function should have: starts, replaces, sizes, drains and ends them.
+
+It stands between the router (who calls for replicas) and a node agent (who makes them). Until a scaler decides, the wanted
+number is what an operator set, else the least of the function's `replicas`, else one from the first call on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+import attrs
+from google.rpc import status_pb2
+
+from hasfaas.core.errors import (
+    BackendError,
+    HasFaasError,
+    IncompatibleError,
+    InvalidRequestError,
+    NotFoundError,
+    PlacementError,
+)
+from hasfaas.core.signing import load_or_create_key, verify
+from hasfaas.core.state import ReplicaState, move
+from hasfaas.node.agent import NodeAgent, Replica, ReplicaRequest
+from hasfaas.node.lanes import Want
+from hasfaas.serving.channel import ReplicaChannel
+from hasfaas.serving.ports import DeviceView, FunctionRecord, LaneView, ReplicaView, Sizing, Store
+from hasfaas.serving.router import Router
+from hasfaas.wire.frames import RawPayload
+from hasfaas.wire.status import from_status
+
+log = logging.getLogger("hasfaas.fleet")
+FIRST_BACKOFF_S = 0.5
+LONGEST_BACKOFF_S = 30.0
+KEPT_LOGS = 20
+
+
+@attrs.define(eq=False)
+class _Member:
+    """A replica, from its start to its end."""
+
+    record: FunctionRecord
+    want: Want
+    process: Replica
+    ready: asyncio.Future[None]
+    state: ReplicaState = ReplicaState.STARTING
+    channel: ReplicaChannel | None = None
+
+
+@attrs.define(eq=False)
+class _Deployed:
+    record: FunctionRecord
+    wanted: int
+    members: dict[str, _Member] = attrs.field(factory=dict)
+    starting: int = 0
+    failures: int = 0
+    failure: HasFaasError | None = None
+    retry_at_s: float = 0.0
+    logs: list[tuple[str, Path]] = attrs.field(factory=list)
+
+
+class Fleet:
+    """Control (serving/ports.py) over one node agent."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        max_queue: int,
+        key_path: Path,
+        start_timeout_s: float,
+        drain_timeout_s: float,
+        make_agent: Callable[[Callable[[str, float], None], Callable[[Replica], None]], NodeAgent],
+    ) -> None:
+        self._store = store
+        self._key_path = key_path
+        self._start_timeout_s = start_timeout_s
+        self._drain_timeout_s = drain_timeout_s
+        self._functions: dict[str, _Deployed] = {}
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._stopping = False
+        self.router = Router(max_queue=max_queue, demand=self.need, now_s=time.monotonic)
+        self.agent = make_agent(self._resized, self._exited)
+
+    async def start(self) -> None:
+        """Starts the agent and takes over what the store remembers. Replicas start with the first call, or now where the
+        function has a least number of them."""
+        self.agent.start()
+        for record in self._store.all():
+            self._adopt(record)
+            if record.spec.min_replicas:
+                self._ensure(record.name)
+
+    async def stop(self) -> None:
+        """Drains every replica, then ends them all."""
+        self._stopping = True
+        members = [m for f in self._functions.values() for m in f.members.values()]
+        await asyncio.gather(*(self._retire(member) for member in members), return_exceptions=True)
+        for task in list(self._tasks):
+            task.cancel()
+        await self.agent.stop()
+
+    # -- Control -----------------------------------------------------------------------------------------------------
+
+    async def deploy(self, record: FunctionRecord, *, warm: bool) -> None:
+        path = self._store.bundle_path(record.bundle_sha256)
+        verify(load_or_create_key(self._key_path), path.read_bytes(), record.signature)
+        differences = await self.agent.check(record.python, record.packages, path)
+        if differences:
+            lines = "".join(f"\n  - {line}" for line in differences)
+            raise IncompatibleError(f"{record.name} cannot be loaded by {record.python}:{lines}")
+        deployed = self._functions.get(record.name)
+        if deployed is None:
+            deployed = self._adopt(record)
+        old = [m for m in deployed.members.values() if m.record.version != record.version]
+        deployed.record = record
+        deployed.failure, deployed.failures, deployed.retry_at_s = None, 0, 0.0
+        self.router.set_function(record.name, record.spec, streams=record.kind.streams)
+        try:
+            if warm or old:
+                await self._warm(deployed)
+        except HasFaasError:
+            if old:
+                deployed.record = old[0].record
+                self.router.set_function(record.name, deployed.record.spec, streams=deployed.record.kind.streams)
+            else:
+                self._forget(record.name)
+            raise
+        await asyncio.gather(*(self._retire(member) for member in old))
+        self._ensure(record.name)
+
+    async def delete(self, name: str) -> None:
+        deployed = self._functions.get(name)
+        if deployed is not None:
+            self._forget(name)
+            await asyncio.gather(*(self._retire(member) for member in list(deployed.members.values())))
+
+    async def scale(self, record: FunctionRecord, change: Sizing) -> float:
+        deployed = self._functions[record.name]
+        sizing = attrs.evolve(
+            record.sizing, **{k: v for k, v in attrs.asdict(change).items() if v is not None}
+        )
+        _check_sizing(record, sizing)
+        began_s = time.monotonic()
+        live = [m for m in deployed.members.values() if m.state in (ReplicaState.STARTING, ReplicaState.READY)]
+        reshaped = [m for m in live if change.sm_percent is not None and m.want.sm_percent != change.sm_percent]
+        kept = [m for m in live if m not in reshaped]
+        applied_ms = 0.0
+        if change.quota_percent is not None and kept:
+            self.agent.check_resizes({m.process.replica_id: change.quota_percent for m in kept})
+            for member in kept:
+                self.agent.resize(member.process.replica_id, change.quota_percent)
+                member.want = attrs.evolve(member.want, quota_percent=change.quota_percent)
+            applied_ms = (time.monotonic() - began_s) * 1000.0
+        before = deployed.record
+        deployed.record = attrs.evolve(before, sizing=sizing)
+        try:
+            for member in reshaped:
+                await self._reshape(deployed, member)
+            await self._resize_fleet(deployed, change.replicas)
+        except HasFaasError:
+            deployed.record = before
+            raise
+        self._store.resize(record.name, sizing)
+        if reshaped or change.replicas is not None:
+            applied_ms = (time.monotonic() - began_s) * 1000.0
+        return applied_ms
+
+    def replicas(self, name: str) -> Sequence[ReplicaView]:
+        deployed = self._functions.get(name)
+        if deployed is None:
+            return []
+        views = [self._view(m) for m in deployed.members.values() if m.process.replica_id in self.agent.replicas]
+        return views
+
+    def failure(self, name: str) -> HasFaasError | None:
+        """Why the last start of a function's replica failed, None since one succeeded."""
+        deployed = self._functions.get(name)
+        return deployed.failure if deployed else None
+
+    def devices(self) -> Sequence[DeviceView]:
+        lanes = self.agent.lanes()
+        views = []
+        for device in self.agent.devices.values():
+            mine = [lane for lane in lanes if lane.device_id == device.device_id]
+            units = len(device.units)
+            views.append(
+                DeviceView(
+                    device_id=device.device_id,
+                    kind=device.kind,
+                    units=units,
+                    memory_bytes=device.memory_bytes,
+                    memory_used_bytes=sum(s.memory_bytes for lane in mine for s in lane.seats),
+                    lanes=tuple(
+                        LaneView(x.lane, x.units, 100.0 * len(x.units) / units, x.quota_percent) for x in mine
+                    ),
+                    occupancy=sum(len(x.units) / units * x.quota_percent / 100.0 for x in mine),
+                )
+            )
+        return views
+
+    def logs(self, name: str) -> Sequence[tuple[str, Path]]:
+        deployed = self._functions.get(name)
+        return list(deployed.logs) if deployed else []
+
+    # -- demand ------------------------------------------------------------------------------------------------------
+
+    def need(self, name: str) -> None:
+        """Calls wait and nobody serves: starts a replica, or says at once why none can be had."""
+        deployed = self._functions.get(name)
+        if deployed is None or deployed.starting or self._stopping:
+            return
+        if deployed.failure is not None and time.monotonic() < deployed.retry_at_s:
+            self.router.fail_waiting(name, deployed.failure)
+            return
+        deployed.wanted = max(1, deployed.wanted)
+        self._ensure(name)
+
+    def _ensure(self, name: str) -> None:
+        """Starts what is missing of the wanted number."""
+        deployed = self._functions.get(name)
+        if deployed is None or self._stopping:
+            return
+        live = sum(1 for m in deployed.members.values() if m.state is ReplicaState.READY)
+        for _ in range(deployed.wanted - live - deployed.starting):
+            self._spawn(self._start_quietly(deployed))
+
+    async def _start_quietly(self, deployed: _Deployed) -> None:
+        name = deployed.record.name
+        try:
+            await self._start_member(deployed)
+        except HasFaasError as exc:
+            log.warning("%s: no replica: %s", name, exc)
+            if not any(m.state is ReplicaState.READY for m in deployed.members.values()):
+                self.router.fail_waiting(name, exc)
+
+    async def _warm(self, deployed: _Deployed) -> None:
+        """At least one ready replica of the current version, or what keeps it from starting."""
+        version = deployed.record.version
+        if not any(
+            m.state is ReplicaState.READY and m.record.version == version for m in deployed.members.values()
+        ):
+            deployed.wanted = max(1, deployed.wanted)
+            await self._start_member(deployed)
+
+    async def _start_member(self, deployed: _Deployed, want: Want | None = None) -> _Member:
+        deployed.starting += 1
+        try:
+            member = await self._launch(deployed, want or _want(deployed.record))
+            deployed.failure, deployed.failures = None, 0
+            return member
+        except HasFaasError as exc:
+            deployed.failures += 1
+            deployed.failure = exc
+            delay_s = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (deployed.failures - 1))
+            deployed.retry_at_s = time.monotonic() + delay_s
+            raise
+        finally:
+            deployed.starting -= 1
+
+    async def _launch(self, deployed: _Deployed, want: Want) -> _Member:
+        record = deployed.record
+        process = await self.agent.add(
+            ReplicaRequest(
+                function=record.name,
+                version=record.version,
+                python=record.python,
+                packages=record.packages,
+                bundle_path=self._store.bundle_path(record.bundle_sha256),
+                signature=record.signature,
+                batch_max=record.spec.batch.max_size if record.spec.batch else None,
+                want=want,
+            )
+        )
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        member = _Member(record, want, process, ready)
+        deployed.members[process.replica_id] = member
+        deployed.logs = [*deployed.logs, (process.replica_id, process.log)][-KEPT_LOGS:]
+        member.channel = await ReplicaChannel.open(process.socket, _Events(self, member))
+        try:
+            await asyncio.wait_for(asyncio.shield(ready), self._start_timeout_s)
+        except TimeoutError as exc:
+            self.agent.kill(process.replica_id)
+            ready.cancel()
+            raise BackendError(
+                f"{record.name}: a replica was not ready after {self._start_timeout_s:g} s (start_timeout_s); "
+                f"see `hasfaas logs {record.name}`"
+            ) from exc
+        return member
+
+    # -- events ------------------------------------------------------------------------------------------------------
+
+    def became_ready(self, member: _Member) -> None:
+        """The replica has loaded its function."""
+        if member.state is ReplicaState.STARTING and member.channel is not None:
+            member.state = move(member.state, ReplicaState.READY)
+            quota = self.agent.quota_percent(member.process.replica_id)
+            self.router.attach(member.record.name, member.process.replica_id, member.channel, quota)
+            if not member.ready.done():
+                member.ready.set_result(None)
+
+    def start_failed(self, member: _Member, status: bytes) -> None:
+        """The replica could not load or build its function; its process ends by itself."""
+        if member.state is ReplicaState.STARTING:
+            member.state = move(member.state, ReplicaState.FAILED)
+            if not member.ready.done():
+                member.ready.set_exception(from_status(status_pb2.Status.FromString(status)))
+
+    def channel_lost(self, member: _Member) -> None:
+        """The replica's socket closed: it died, or ended as told."""
+        self.router.detach(member.record.name, member.process.replica_id, "died")
+        self.agent.kill(member.process.replica_id)
+
+    def _exited(self, process: Replica) -> None:
+        name = process.request.function
+        deployed = self._functions.get(name)
+        member = deployed.members.pop(process.replica_id, None) if deployed else None
+        how = "ended" if process.exit_code == 0 else f"died ({_cause(process.exit_code)})"
+        self.router.detach(name, process.replica_id, how)
+        if member is None:
+            return
+        expected = member.state in (ReplicaState.DRAINING, ReplicaState.FAILED)
+        if member.channel is not None:
+            member.channel.close()
+        member.state = move(member.state, ReplicaState.ENDED)
+        if not member.ready.done():
+            tail = _tail(process.log)
+            member.ready.set_exception(
+                BackendError(f"{name}: a replica {how} while it was starting; the end of its log:\n{tail}")
+            )
+        elif not expected:
+            log.warning("%s: replica %s %s; starting another", name, process.replica_id, how)
+            self._ensure(name)
+
+    def _resized(self, replica_id: str, quota_percent: float) -> None:
+        process = self.agent.replicas.get(replica_id)
+        if process is not None:
+            self.router.requota(process.request.function, replica_id, quota_percent)
+
+    # -- ending ------------------------------------------------------------------------------------------------------
+
+    async def _retire(self, member: _Member) -> None:
+        """Drain: send nothing more, wait for what it has, end it."""
+        if member.state not in (ReplicaState.STARTING, ReplicaState.READY):
+            return
+        member.state = move(member.state, ReplicaState.DRAINING)
+        replica_id = member.process.replica_id
+        await self.router.drain(member.record.name, replica_id, self._drain_timeout_s)
+        if member.channel is not None:
+            member.channel.shutdown()
+        try:
+            await asyncio.wait_for(member.process.ended.wait(), 5.0)
+        except TimeoutError:
+            self.agent.kill(replica_id)
+
+    async def _resize_fleet(self, deployed: _Deployed, count: int | None) -> None:
+        if count is None:
+            return
+        deployed.wanted = count
+        live = [m for m in deployed.members.values() if m.state is ReplicaState.READY]
+        missing = count - len(live) - deployed.starting
+        if missing > 0:
+            outcomes = await asyncio.gather(
+                *(self._start_member(deployed) for _ in range(missing)), return_exceptions=True
+            )
+            for outcome in outcomes:
+                if isinstance(outcome, BaseException):
+                    deployed.wanted = len(live)
+                    raise outcome
+        # The youngest go first: the oldest have the warmest caches.
+        await asyncio.gather(*(self._retire(member) for member in live[count:]))
+
+    async def _reshape(self, deployed: _Deployed, member: _Member) -> None:
+        """Another SM share is another process. Make before break; where both do not fit, break before make, and back to
+        the old shape when the new one cannot be had."""
+        try:
+            await self._start_member(deployed)
+            await self._retire(member)
+        except PlacementError:
+            await self._retire(member)
+            try:
+                await self._start_member(deployed)
+            except HasFaasError:
+                await self._start_member(deployed, member.want)
+                raise
+
+    def _adopt(self, record: FunctionRecord) -> _Deployed:
+        wanted = record.sizing.replicas if record.sizing.replicas is not None else record.spec.min_replicas
+        deployed = _Deployed(record, wanted)
+        self._functions[record.name] = deployed
+        self.router.set_function(record.name, record.spec, streams=record.kind.streams)
+        return deployed
+
+    def _forget(self, name: str) -> None:
+        del self._functions[name]
+        self.router.drop_function(name, NotFoundError(f"function {name!r} was deleted while the call waited"))
+
+    def _view(self, member: _Member) -> ReplicaView:
+        process = member.process
+        return ReplicaView(
+            replica_id=process.replica_id,
+            version=member.record.version,
+            state=member.state.value,
+            device_id=process.device_id,
+            lane=process.lane,
+            sm_asked_percent=member.want.sm_percent or process.sm_percent,
+            sm_granted_percent=process.sm_percent,
+            quota_percent=self.agent.quota_percent(process.replica_id),
+            memory_bytes=member.want.memory_bytes,
+            pid=process.pid,
+            usage=self.agent.usage(process.replica_id),
+        )
+
+    def _spawn(self, work: Iterable[object] | object) -> None:
+        task: asyncio.Task[object] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class _Events:
+    """One channel's events, with whose they are."""
+
+    def __init__(self, fleet: Fleet, member: _Member) -> None:
+        name, replica_id = member.record.name, member.process.replica_id
+        router = fleet.router
+        self.ready = partial(fleet.became_ready, member)
+        self.failed = partial(fleet.start_failed, member)
+        self.lost = partial(fleet.channel_lost, member)
+        self.result: Callable[[int, RawPayload], None] = partial(router.on_result, name, replica_id)
+        self.item: Callable[[int, RawPayload], None] = router.on_item
+        self.end: Callable[[int], None] = partial(router.on_end, name, replica_id)
+        self.error: Callable[[int, bytes], None] = partial(router.on_error, name, replica_id)
+
+
+def _want(record: FunctionRecord) -> Want:
+    return Want(
+        memory_bytes=record.spec.memory_bytes,
+        device=record.spec.device,
+        sm_percent=record.sizing.sm_percent,
+        quota_percent=record.sizing.quota_percent,
+    )
+
+
+def _check_sizing(record: FunctionRecord, sizing: Sizing) -> None:
+    for name, value in (("quota", sizing.quota_percent), ("sm", sizing.sm_percent)):
+        low = 0.0 if name == "quota" else 1.0
+        if value is not None and not low <= value <= 100.0:
+            raise InvalidRequestError(f"{name}={value:g} is not a percentage from {low:g} to 100", reason="BAD_OPTION")
+    if sizing.replicas is not None and sizing.replicas > record.spec.max_replicas:
+        raise InvalidRequestError(
+            f"replicas={sizing.replicas} is above the function's most, {record.spec.max_replicas}; "
+            "deploy it with replicas=(least, most) that allow it",
+            reason="BAD_OPTION",
+        )
+
+
+def _cause(code: int | None) -> str:
+    if code is None:
+        return "its exit code is unknown"
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _tail(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")[-2000:]
+    except OSError:
+        return ""

@@ -1,0 +1,196 @@
+"""The gateway process of this machine: one gRPC server on a unix socket of this user, and a node agent in process.
+
+Run as `python -m hasfaas.backends.local.server`, with the settings as JSON on standard input. It writes one line to the
+descriptor given by `--ready-fd`: "ready", or what kept it from starting. A lock on `gateway.lock` keeps it alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from hasfaas.backends.fleet import Fleet
+from hasfaas.core.errors import HasFaasError
+from hasfaas.core.settings import GATEWAY_SOCKET, Settings
+from hasfaas.node.agent import NodeAgent, Replica
+from hasfaas.node.inventory import devices_of
+from hasfaas.serving.gateway import GatewayService
+from hasfaas.serving.store import LocalStore
+from hasfaas.wire.v1 import functions_pb2, functions_pb2_grpc
+
+SERVICE = functions_pb2.DESCRIPTOR.services_by_name["FunctionService"].full_name
+LOCK_FILE = "gateway.lock"
+KEY_FILE = "signing.key"
+MAX_MESSAGE_BYTES = 128 * 2**20
+SERVER_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.so_reuseport", 0),
+]
+log = logging.getLogger("hasfaas.gateway")
+
+
+class Gateway:
+    """The running gateway of one user."""
+
+    def __init__(self, settings: Settings, *, embedded: bool) -> None:
+        local = settings.local
+        self._settings = settings
+        self.embedded = embedded
+        self._store = LocalStore(settings.state_dir)
+        key_path = settings.state_dir / KEY_FILE
+
+        def make_agent(
+            resized: Callable[[str, float], None], exited: Callable[[Replica], None]
+        ) -> NodeAgent:
+            return NodeAgent(
+                devices_of(settings.devices),
+                log_dir=settings.state_dir / "logs",
+                work_dir=settings.state_dir / "archives",
+                key_path=key_path,
+                window_ms=local.window_ms,
+                quantum_ms=local.quantum_ms,
+                start_timeout_s=settings.start_timeout_s,
+                resized=resized,
+                exited=exited,
+            )
+
+        self._fleet = Fleet(
+            self._store,
+            max_queue=local.max_queue,
+            key_path=key_path,
+            start_timeout_s=settings.start_timeout_s,
+            drain_timeout_s=local.drain_timeout_s,
+            make_agent=make_agent,
+        )
+        self._service = GatewayService(
+            self._fleet.router,
+            self._store,
+            self._fleet,
+            embedded=lambda: self.embedded,
+            window_ms=local.window_ms,
+            quantum_ms=local.quantum_ms,
+        )
+        self._health = health.aio.HealthServicer()
+        self._stop = asyncio.Event()
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Serves until told to stop, or, embedded, until nobody has used it for `linger_s`."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGUSR1, self._keep)
+        await self._fleet.start()
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        functions_pb2_grpc.add_FunctionServiceServicer_to_server(self._service, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        self._listen(server)
+        await server.start()
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        ready()
+        log.info("serving on %s", self._settings.socket_path(GATEWAY_SOCKET))
+        watch = asyncio.ensure_future(self._watch())
+        await self._stop.wait()
+        watch.cancel()
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._finish_calls()
+        # Sessions never end by themselves; what they wait for has been answered above.
+        await server.stop(grace=0.5)
+        await self._fleet.stop()
+        self._store.close()
+        self._settings.socket_path(GATEWAY_SOCKET).unlink(missing_ok=True)
+
+    async def _finish_calls(self) -> None:
+        deadline_s = time.monotonic() + self._settings.local.drain_timeout_s
+        while self._fleet.router.outstanding and time.monotonic() < deadline_s:
+            await asyncio.sleep(0.02)
+
+    def _listen(self, server: grpc.aio.Server) -> None:
+        path = self._settings.socket_path(GATEWAY_SOCKET)
+        path.unlink(missing_ok=True)  # we hold the lock, so whoever made it has gone
+        mask = os.umask(0o177)
+        try:
+            if server.add_insecure_port(f"unix:{path}") == 0:
+                raise HasFaasError(f"cannot listen on {path}")
+        finally:
+            os.umask(mask)
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for service in ("", SERVICE):
+            await self._health.set(service, status)
+
+    def _keep(self) -> None:
+        """`hasfaas up` while an embedded gateway runs: it stays."""
+        self.embedded = False
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            self._fleet.agent.trim_logs()
+            idle_s = time.monotonic() - self._service.last_used_s
+            busy = self._service.sessions or self._fleet.router.outstanding
+            if self.embedded and not busy and idle_s > self._settings.local.linger_s:
+                log.info("no client for %.0f s: ending", idle_s)
+                self._stop.set()
+
+
+def lock(runtime_dir: Path) -> int | None:
+    """The lock that makes a gateway the only one of its runtime folder, None when another holds it. Held until exit."""
+    runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(runtime_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, str(os.getpid()).encode())
+    return descriptor
+
+
+def main() -> int:
+    """Serves; 0 after a clean stop, 1 when it could not start."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--embedded", action="store_true")
+    parser.add_argument("--ready-fd", type=int, required=True)
+    arguments = parser.parse_args()
+
+    def tell(line: str) -> None:
+        os.write(arguments.ready_fd, f"{line}\n".encode())
+        os.close(arguments.ready_fd)
+
+    try:
+        settings = Settings.from_json(sys.stdin.read())
+        logging.basicConfig(
+            level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        )
+        if lock(settings.runtime_dir) is None:
+            tell("taken")
+            return 0
+        asyncio.run(_serve(settings, arguments.embedded, lambda: tell("ready")))
+    except (HasFaasError, OSError) as exc:
+        log.exception("the gateway could not start")
+        tell(f"error {exc}")
+        return 1
+    return 0
+
+
+async def _serve(settings: Settings, embedded: bool, ready: Callable[[], None]) -> None:
+    await Gateway(settings, embedded=embedded).run(ready)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

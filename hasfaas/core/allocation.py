@@ -1,0 +1,59 @@
+"""What a replica holds of a device: an SM partition, a share of the time of that partition's lane, and memory."""
+
+from __future__ import annotations
+
+import attrs
+
+from hasfaas.core.errors import InvalidRequestError
+
+PPM_PER_PERCENT = 10_000
+
+
+def _percent(name: str, value: float, *, low: float) -> None:
+    if not low <= value <= 100.0:
+        raise InvalidRequestError(
+            f"{name}={value!r} is not a percentage in [{low:g}, 100]", reason="BAD_ALLOCATION"
+        )
+
+
+@attrs.frozen
+class Allocation:
+    """A slice of a device.
+
+    `sm_percent`: share of the streaming multiprocessors (of the cores, on a CPU device), fixed while a replica lives.
+    `quota_percent`: share of the lane's device time, re-sized in place. `memory_bytes`: the memory wall.
+    """
+
+    sm_percent: float
+    quota_percent: float
+    memory_bytes: int
+
+    def __attrs_post_init__(self) -> None:
+        _percent("sm_percent", self.sm_percent, low=1.0)
+        _percent("quota_percent", self.quota_percent, low=0.0)
+        if self.memory_bytes <= 0:
+            raise InvalidRequestError(f"memory_bytes={self.memory_bytes} must be positive", reason="BAD_ALLOCATION")
+
+    @property
+    def occupancy(self) -> float:
+        """Fraction of the whole device in [0, 1]: sm x quota (HAS-GPU's HGO of one pod)."""
+        return self.sm_percent * self.quota_percent / 10_000.0
+
+    @property
+    def quota_ppm(self) -> int:
+        """The quota in parts per million, as the token table holds it."""
+        return round(self.quota_percent * PPM_PER_PERCENT)
+
+
+@attrs.frozen
+class Usage:
+    """What one replica was granted and took, in nanoseconds since it started. All but `quota_ppm` only ever grow."""
+
+    quota_ppm: int = 0
+    granted_ns: int = 0
+    used_ns: int = 0
+    throttled_ns: int = 0
+    wait_ns: int = 0
+    overrun_ns: int = 0
+    lent_ns: int = 0
+    grants: int = 0

@@ -1,0 +1,286 @@
+"""The settings as values: what they are, what each may be, and how they travel to a gateway process (JSON).
+
+Where they come from (files, variables, the command line) is the business of `hasfaas.sdk.config`. A list is
+one setting, replaced as a whole; tables are merged key by key.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from hasfaas.core import keys
+from hasfaas.core.errors import InvalidRequestError
+from hasfaas.core.keys import ANY, Leaves, Place, Reader, Schema, Source
+from hasfaas.core.memory import parse_memory
+from hasfaas.core.spec import Batch, FunctionSpec
+
+DEVICE_KINDS = ("cpu", "sim")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+# The path of a unix socket has room for 108 bytes on Linux, with its closing zero; this keeps a margin.
+SOCKET_PATH_BYTES = 100
+GATEWAY_SOCKET = "gateway.sock"
+
+_PROFILE_CURE = "give the path of a profile, or its table"
+
+
+def _read_profile(place: Place, value: object) -> object:
+    if isinstance(value, str | Path):
+        return keys.read_path(place, value)
+    if not isinstance(value, Mapping):
+        raise place.refuse(value, _PROFILE_CURE)
+    try:  # it goes to a gateway as JSON, so that is what it must be
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as exc:
+        raise place.refuse(value, f"{_PROFILE_CURE}, of numbers, text and lists: {exc}") from exc
+    return dict(value)
+
+
+@attrs.frozen
+class DeviceSettings:
+    """One `[[devices]]` table: `count` like devices.
+
+    `memory` is the device's; `cores` is how many cores a cpu device owns. `sms`, `cold_start_s` and `profile`
+    (a file, or the table itself) describe a sim device. `id` names it for a function's `device=` option.
+    """
+
+    kind: str = attrs.field(default="cpu", validator=keys.choice(*DEVICE_KINDS))
+    id: str | None = attrs.field(
+        default=None,
+        validator=keys.optional(
+            keys.text(
+                "give letters, digits, and . _ - in between", r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
+            )
+        ),
+    )
+    count: int = attrs.field(default=1, validator=keys.whole("devices", 1, 1024))
+    memory: str | None = attrs.field(default=None, validator=keys.optional(keys.memory()))
+    cores: int | None = attrs.field(default=None, validator=keys.optional(keys.whole("cores", 1, 4096)))
+    sms: int = attrs.field(default=80, validator=keys.whole("SMs", 1, 4096))
+    cold_start_s: float = attrs.field(default=0.0, validator=keys.number("seconds", 0, 3600))
+    profile: Path | Mapping[str, object] | None = attrs.field(
+        default=None, validator=keys.optional(Reader(_read_profile, is_text=True)), hash=False
+    )
+
+    def __attrs_post_init__(self) -> None:
+        """A key of the other kind of device would be ignored, so it is refused."""
+        foreign = ("cores",) if self.kind == "sim" else ("sms", "cold_start_s", "profile")
+        for field in attrs.fields(DeviceSettings):
+            if field.name in foreign and getattr(self, field.name) != field.default:
+                cure = f"a {self.kind} device has no {field.name}; take it out, or change kind"
+                raise Place(path=(field.name,)).refuse(getattr(self, field.name), cure)
+        if self.id in ("auto", *DEVICE_KINDS):
+            raise Place(path=("id",)).refuse(
+                self.id, f'this word means any device of a kind; say "{self.id}0"'
+            )
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """`memory` in bytes; None when it was left to the machine."""
+        return None if self.memory is None else parse_memory(self.memory)
+
+
+@attrs.frozen
+class LocalSettings:
+    """The `[local]` table: the backend of this machine.
+
+    An embedded gateway ends after `linger_s` without a client. In each `window_ms` a replica may hold its
+    lane for its quota of the window, in turns of `quantum_ms`. `max_queue` bounds a function's waiting calls.
+    """
+
+    linger_s: float = attrs.field(default=120.0, validator=keys.number("seconds", 0))
+    window_ms: float = attrs.field(default=100.0, validator=keys.number("milliseconds", 20, 1000))
+    quantum_ms: float = attrs.field(default=10.0, validator=keys.number("milliseconds", 1, 1000))
+    max_queue: int = attrs.field(default=1024, validator=keys.whole("calls", 1))
+    drain_timeout_s: float = attrs.field(default=30.0, validator=keys.number("seconds", 0))
+
+    def __attrs_post_init__(self) -> None:
+        if self.quantum_ms > self.window_ms:
+            cure = f"give milliseconds from 1 to local.window_ms, which is {self.window_ms:g}"
+            raise Place(path=("local", "quantum_ms")).refuse(self.quantum_ms, cure)
+
+
+def schema_of(cls: type[attrs.AttrsInstance]) -> Schema:
+    """The keys of a settings class: its fields and their readers."""
+    return {field.name: field.validator for field in attrs.fields(cls) if isinstance(field.validator, Reader)}
+
+
+_DEVICE_SCHEMA = schema_of(DeviceSettings)
+
+
+def _read_device(place: Place, value: object) -> DeviceSettings:
+    if isinstance(value, DeviceSettings):
+        return value
+    leaves = keys.read_table(_DEVICE_SCHEMA, place, value)
+    kwargs: dict[str, Any] = {path[-1]: leaf for path, leaf in leaves.items()}
+    try:
+        return DeviceSettings(**kwargs)
+    except InvalidRequestError as exc:
+        origin = f" (from {place.source.origin})" if place.source.origin else ""
+        message = f"{keys.dotted(place.path)}{origin}: {exc.message}"
+        raise InvalidRequestError(message, reason=exc.reason) from exc
+
+
+def _read_devices(place: Place, value: object) -> tuple[DeviceSettings, ...]:
+    if not isinstance(value, list | tuple) or not value:
+        raise place.refuse(value, 'give a list of at least one table, such as [[devices]] with kind = "cpu"')
+    name = place.path[-1]
+    found = tuple(
+        _read_device(Place(place.source, (*place.path[:-1], f"{name}[{index}]")), entry)
+        for index, entry in enumerate(value)
+    )
+    named = [device.id for device in found if device.id is not None]
+    for twice in {name for name in named if named.count(name) > 1}:
+        raise place.refuse(twice, "two devices have this id; give each its own")
+    return found
+
+
+def _option(reader: Reader, check: Callable[[Any], object]) -> Reader:
+    """An option of `@function`: its type by `reader`, its range by building a spec, which alone knows it."""
+
+    def read(place: Place, value: object) -> object:
+        known = reader.read(place, value)
+        try:
+            check(known)
+        except InvalidRequestError as exc:
+            raise place.refuse(value, exc.message) from exc
+        return known
+
+    return Reader(read, is_text=reader.is_text)
+
+
+def _spec(**options: Any) -> FunctionSpec:
+    return FunctionSpec(**{"slo_ms": 1.0} | options)
+
+
+def _read_replicas(place: Place, value: object) -> tuple[int, int]:
+    pair = tuple(value) if isinstance(value, list | tuple) else ()
+    if len(pair) != 2 or any(isinstance(item, bool) or not isinstance(item, int) for item in pair):
+        raise place.refuse(value, "give [least, most], two whole numbers")
+    return pair
+
+
+FUNCTION_OPTIONS: Schema = {
+    "slo_ms": _option(keys.number("milliseconds"), lambda value: _spec(slo_ms=value)),
+    "slo_percentile": _option(keys.number("a percentile"), lambda value: _spec(slo_percentile=value)),
+    "memory": _option(keys.memory(), lambda value: _spec(memory_bytes=parse_memory(value))),
+    "device": _option(
+        keys.text('give "auto", a device kind or a device id'), lambda value: _spec(device=value)
+    ),
+    "replicas": _option(
+        Reader(_read_replicas), lambda value: _spec(min_replicas=value[0], max_replicas=value[1])
+    ),
+    "timeout_s": _option(keys.number("seconds"), lambda value: _spec(timeout_s=value)),
+    "idempotent": _option(keys.boolean(), lambda value: _spec(idempotent=value)),
+    "batch": {
+        "max_size": _option(keys.whole("calls"), lambda value: Batch(max_size=value)),
+        "max_wait_ms": _option(keys.number("milliseconds"), lambda value: Batch(max_wait_ms=value)),
+    },
+}
+"""What `[functions."app.fn"]` may override. The values keep the units of the decorator's options."""
+
+_FUNCTIONS_SCHEMA: Schema = {ANY: FUNCTION_OPTIONS}
+
+
+def _read_functions(place: Place, value: object) -> object:
+    return keys.read_table(_FUNCTIONS_SCHEMA, place, value)
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """All settings. `state_dir` outlives a gateway (deployed functions), `runtime_dir` holds its sockets.
+
+    `functions` maps "app.fn" to the options of `@function` that it overrides, each already checked.
+    """
+
+    state_dir: Path = attrs.field(validator=keys.path())
+    runtime_dir: Path = attrs.field(validator=keys.path())
+    backend: str = attrs.field(
+        default="local", validator=keys.text('give a backend, such as "local"', r"[\w.-]+")
+    )
+    start_timeout_s: float = attrs.field(default=60.0, validator=keys.number("seconds", 0.1))
+    log_level: str = attrs.field(default="info", validator=keys.choice(*LOG_LEVELS))
+    local: LocalSettings = attrs.field(
+        factory=LocalSettings, validator=attrs.validators.instance_of(LocalSettings)
+    )
+    devices: tuple[DeviceSettings, ...] = attrs.field(
+        default=(DeviceSettings(),), validator=Reader(_read_devices)
+    )
+    functions: Mapping[str, Mapping[str, object]] = attrs.field(
+        factory=dict, validator=Reader(_read_functions), hash=False
+    )
+
+    def __attrs_post_init__(self) -> None:
+        self.socket_path(GATEWAY_SOCKET)
+
+    def socket_path(self, name: str) -> Path:
+        """The path of the unix socket `name`, checked to be short enough for the kernel.
+
+        Raises InvalidRequestError, naming runtime_dir and its length, when it is not.
+        """
+        full = self.runtime_dir / name
+        length = len(os.fsencode(full))
+        if length >= SOCKET_PATH_BYTES:
+            raise Place(path=("runtime_dir",)).refuse(
+                str(self.runtime_dir),
+                f"the socket {name} in it would have a path of {length} bytes, and less than "
+                f"{SOCKET_PATH_BYTES} are safe; give a folder with a shorter path (HASFAAS_RUNTIME_DIR)",
+            )
+        return full
+
+    def to_json(self) -> str:
+        """The settings as JSON text, to hand them to a process of ours. `from_json` gives an equal value."""
+        return json.dumps(attrs.asdict(self, value_serializer=_plain), allow_nan=False, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        """What `to_json` wrote, checked like any other source. Raises InvalidRequestError."""
+        source = Source(origin="the settings handed over")
+        try:
+            table = json.loads(text)
+        except ValueError as exc:
+            raise InvalidRequestError(f"{source.origin} are not JSON: {exc}", reason="BAD_OPTION") from exc
+        return build(keys.read_table(SCHEMA, Place(source), table))
+
+
+SCHEMA: Schema = {
+    **{name: entry for name, entry in schema_of(Settings).items() if name != "functions"},
+    "local": schema_of(LocalSettings),
+    "functions": _FUNCTIONS_SCHEMA,
+}
+"""Every key that a source may set."""
+
+
+def _plain(_instance: object, _field: object, value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
+def leaves_of(settings: Settings) -> Leaves:
+    """Every key of `settings` with its value."""
+    found: Leaves = {}
+    for name in SCHEMA:
+        value = getattr(settings, name)
+        if isinstance(value, LocalSettings):
+            found |= {(name, field.name): getattr(value, field.name) for field in attrs.fields(LocalSettings)}
+        elif name == "functions":
+            found |= keys.read_table(_FUNCTIONS_SCHEMA, Place(path=(name,)), value)
+        else:
+            found[(name,)] = value
+    return found
+
+
+def build(leaves: Leaves) -> Settings:
+    """The settings made of checked leaves; keys that are not there take their defaults.
+
+    Raises InvalidRequestError when two keys do not go together, or when a folder is missing.
+    """
+    tables: dict[str, Any] = keys.nest(leaves)
+    for name in ("state_dir", "runtime_dir"):
+        if name not in tables:
+            raise Place(path=(name,)).refuse(None, "give the path of a folder")
+    return Settings(**tables | {"local": LocalSettings(**tables.get("local", {}))})

@@ -1,0 +1,88 @@
+"""What a user asks for when decorating a function. Values only: building one does no I/O."""
+
+from __future__ import annotations
+
+import enum
+
+import attrs
+
+from hasfaas.core.errors import InvalidRequestError
+
+DEFAULT_MEMORY_BYTES = 2 * 2**30
+DEFAULT_TIMEOUT_S = 60.0
+
+
+class Kind(enum.Enum):
+    """How the user's code is called. A CLASS is built once per replica and its `__call__` is served."""
+
+    FUNCTION = "function"
+    COROUTINE = "coroutine"
+    GENERATOR = "generator"
+    ASYNC_GENERATOR = "async_generator"
+    CLASS = "class"
+    GENERATOR_CLASS = "generator_class"
+
+    @property
+    def streams(self) -> bool:
+        """Whether a call answers with many items rather than one."""
+        return self in (Kind.GENERATOR, Kind.ASYNC_GENERATOR, Kind.GENERATOR_CLASS)
+
+
+def _bad(name: str, value: object, cure: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{name}={value!r}: {cure}", reason="BAD_OPTION")
+
+
+@attrs.frozen
+class Batch:
+    """Dynamic batching: up to `max_size` calls share one execution.
+
+    Array arguments are stacked on a new axis 0 and the result is split on axis 0. A free replica takes what is queued
+    at once; with `max_wait_ms` it first waits that long for a fuller batch.
+    """
+
+    max_size: int = 8
+    max_wait_ms: float = 0.0
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.max_size, int) or not 1 <= self.max_size <= 4096:
+            raise _bad("batch.max_size", self.max_size, "give a whole number from 1 to 4096")
+        if not 0.0 <= self.max_wait_ms <= 60_000.0:
+            raise _bad("batch.max_wait_ms", self.max_wait_ms, "give milliseconds from 0 to 60000")
+
+
+@attrs.frozen
+class FunctionSpec:
+    """The options of one function.
+
+    `slo_ms` at `slo_percentile` is the promise. `memory_bytes` is the wall of each replica. `device` names a device or
+    a kind, or "auto". `idempotent` calls may run again after a replica died. `timeout_s` bounds a call
+    whose caller gives no other bound.
+    """
+
+    slo_ms: float
+    slo_percentile: float = 99.0
+    batch: Batch | None = None
+    memory_bytes: int = DEFAULT_MEMORY_BYTES
+    device: str = "auto"
+    min_replicas: int = 0
+    max_replicas: int = 8
+    idempotent: bool = False
+    timeout_s: float = DEFAULT_TIMEOUT_S
+
+    def __attrs_post_init__(self) -> None:
+        if isinstance(self.slo_ms, bool) or not isinstance(self.slo_ms, int | float) or not self.slo_ms > 0:
+            raise _bad("slo_ms", self.slo_ms, "give the promised latency in milliseconds, above 0")
+        if not 0.0 < self.slo_percentile < 100.0:
+            raise _bad("slo_percentile", self.slo_percentile, "give a percentile between 0 and 100, such as 99")
+        if self.memory_bytes < 16 * 2**20:
+            raise _bad("memory", self.memory_bytes, 'give at least 16 MiB, such as "2GiB"')
+        if not 0 <= self.min_replicas <= self.max_replicas or self.max_replicas < 1:
+            raise _bad(
+                "replicas",
+                (self.min_replicas, self.max_replicas),
+                "give (least, most) with 0 <= least <= most and most >= 1",
+            )
+        if not 0.0 < self.timeout_s <= 86_400.0:
+            raise _bad("timeout_s", self.timeout_s, "give seconds above 0 and up to 86400")
+        if not self.device:
+            raise _bad("device", self.device, 'give "auto", a device kind or a device name')

@@ -1,0 +1,105 @@
+"""The CPU as a device: its cores are the SMs, and a lane is a set of cores.
+
+Law: affinity and thread counts are set before any compute library of this process starts threads. More
+threads than cores is not slower by a factor, it is slower by a hundred (OpenMP's barriers spin), so both
+always agree.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from hasfaas.core.errors import BackendError, InvalidRequestError
+from hasfaas.devices.base import DeviceInfo, DeviceSlice, Stream
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+class SynchronousStream:
+    """Work is done when its call returns, so there is never an event to wait for."""
+
+    def record(self) -> object | None:
+        """None: already done."""
+        return None
+
+    def query(self, event: object | None) -> bool:
+        """Always done."""
+        return True
+
+    def wait(self, event: object | None) -> None:
+        """Returns at once."""
+
+    def drain(self) -> None:
+        """Returns at once."""
+
+    def serve(self, function: str, batch: int, gate: Callable[[], None]) -> None:
+        """Nothing to emulate: the user's code was the work."""
+
+
+def inventory(device_id: str = "cpu", *, cores: int | None = None) -> DeviceInfo:
+    """This machine's CPU: the cores that this process may use, the first `cores` of them if given.
+
+    A function that nobody has sized gets all cores but one, which the gateway and host work need; on a single
+    core it gets that one. Raises InvalidRequestError if fewer than `cores` are to be had.
+    """
+    available = sorted(os.sched_getaffinity(0))
+    count = len(available) if cores is None else cores
+    if not 1 <= count <= len(available):
+        raise InvalidRequestError(
+            f"cores={cores} must lie in [1, {len(available)}], the cores that this process may use",
+            reason="BAD_DEVICE",
+        )
+    return DeviceInfo(
+        device_id=device_id,
+        kind="cpu",
+        units=tuple(available[:count]),
+        memory_bytes=_memory_bytes(),
+        auto_sm_percent=100.0 * max(count - 1, 1) / count,
+    )
+
+
+def enter(part: DeviceSlice) -> Stream:
+    """Confines this process to the cores of `part`, with one compute thread each.
+
+    A process that forked from one with torch imported must not have run an operator yet. Raises
+    InvalidRequestError for cores that this process cannot have.
+    """
+    try:
+        os.sched_setaffinity(0, part.units)
+    except OSError as exc:
+        raise InvalidRequestError(
+            f"units={part.units} of device {part.device_id!r} are not ours to use: {exc.strerror}",
+            reason="BAD_DEVICE",
+        ) from exc
+    threads = len(part.units)
+    for name in THREAD_VARIABLES:
+        os.environ[name] = str(threads)
+    _limit_torch(threads)
+    return SynchronousStream()
+
+
+def _limit_torch(threads: int) -> None:
+    """Only if torch is there already: a later import reads the environment."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    torch.set_num_threads(threads)
+    try:
+        torch.set_num_interop_threads(1)
+    except RuntimeError as exc:
+        # It may be set once only, and not after parallel work; what counts is what it is.
+        if torch.get_num_interop_threads() != 1:
+            raise BackendError(
+                f"torch keeps {torch.get_num_interop_threads()} inter-op threads, as it has run in parallel "
+                "already: the zygote must set one before it forks"
+            ) from exc
+
+
+def _memory_bytes() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    raise BackendError("/proc/meminfo names no MemTotal")

@@ -1,0 +1,143 @@
+"""A replica's socket, from the replica's side: blocking reads between executions, vectored writes.
+
+There is no reader thread: while the user's code runs, frames wait in the socket. Before each execution everything that has
+arrived is read, so that a cancellation overtakes the work it cancels.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections import deque
+from collections.abc import Sequence
+
+import attrs
+
+from hasfaas.wire import frames
+from hasfaas.wire.frames import Buffer, Frame, FrameKind, FrameReader, WorkItem
+
+# The kernel refuses more pieces in one vectored write (IOV_MAX).
+MAX_PIECES = 512
+
+
+class Closed(Exception):
+    """The gateway has gone; a replica has no reason to live without one."""
+
+
+@attrs.frozen
+class Execution:
+    """Calls to run together, each with its blob."""
+
+    items: tuple[tuple[WorkItem, memoryview], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of arguments."""
+        return sum(len(blob) for _, blob in self.items)
+
+
+class Inbox:
+    """Work in the order it came, cancellations applied."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._reader = FrameReader()
+        self._work: deque[Execution] = deque()
+        self._cancelled: set[int] = set()
+        self._credit: dict[int, int] = {}
+        self._shutdown = False
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+
+    def next(self) -> Execution | None:
+        """Blocks for the next execution; None when we are asked to end. Raises Closed when the gateway has gone.
+
+        Cancelled calls are left out; an execution of which nothing is left is skipped.
+        """
+        while True:
+            self.poll()
+            while self._work:
+                execution = self._work.popleft()
+                kept = tuple(item for item in execution.items if not self._take_cancelled(item[0].call_id))
+                if kept:
+                    return Execution(kept)
+            if self._shutdown:
+                return None
+            self._receive()
+
+    def peek_bytes(self) -> int | None:
+        """Argument bytes of the next execution that has already arrived, None when there is none."""
+        self.poll()
+        return self._work[0].nbytes if self._work else None
+
+    def poll(self) -> None:
+        """Reads what has arrived, without waiting."""
+        while self._poll.poll(0):
+            self._receive()
+
+    def cancelled(self, call_id: int) -> bool:
+        """Whether the call that runs now was taken back meanwhile."""
+        self.poll()
+        return call_id in self._cancelled
+
+    def spend_credit(self, call_id: int) -> bool:
+        """Takes one item's credit of a stream if there is any."""
+        self.poll()
+        left = self._credit.get(call_id, 0)
+        if left > 0:
+            self._credit[call_id] = left - 1
+            return True
+        return False
+
+    def wait(self) -> None:
+        """Blocks until something arrives."""
+        self._receive()
+
+    def forget(self, call_id: int) -> None:
+        """The call has ended; what is left of it is dropped."""
+        self._cancelled.discard(call_id)
+        self._credit.pop(call_id, None)
+
+    def send(self, pieces: Sequence[Buffer]) -> None:
+        """Writes all pieces. Raises Closed when nobody reads any more."""
+        views = [memoryview(piece).cast("B") for piece in pieces if len(piece)]
+        try:
+            while views:
+                sent = self._sock.sendmsg(views[:MAX_PIECES])
+                while views and sent >= len(views[0]):
+                    sent -= len(views.pop(0))
+                if sent:
+                    views[0] = views[0][sent:]
+        except (BrokenPipeError, ConnectionResetError) as exc:
+            raise Closed from exc
+
+    def _receive(self) -> None:
+        try:
+            count = self._sock.recv_into(self._reader.buffer())
+        except ConnectionResetError as exc:
+            raise Closed from exc
+        if not count:
+            raise Closed
+        for frame in self._reader.advance(count):
+            self._take(frame)
+
+    def _take(self, frame: Frame) -> None:
+        match frame.kind:
+            case FrameKind.EXECUTE:
+                self._work.append(Execution(tuple(frames.unpack_execute(frame))))
+            case FrameKind.CANCEL:
+                self._cancelled.add(frame.call_id)
+            case FrameKind.CREDIT:
+                granted = frame.head
+                assert isinstance(granted, int)
+                self._credit[frame.call_id] = self._credit.get(frame.call_id, 0) + granted
+            case FrameKind.SHUTDOWN:
+                self._shutdown = True
+            case _:
+                raise AssertionError(f"a gateway does not send {frame.kind.name}")
+
+    def _take_cancelled(self, call_id: int) -> bool:
+        if call_id in self._cancelled:
+            self.forget(call_id)
+            return True
+        return False

@@ -1,0 +1,331 @@
+"""One replica: takes executions from its socket, runs the user's code inside its lease, and answers.
+
+Law: nothing the user's code does or raises ends the loop, but for the process dying. Payloads are decoded here and
+nowhere else on the server's side. The lease covers device work only; it is kept between executions while work waits, unless
+host hooks or large payloads would idle the lane.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import attrs
+
+from hasfaas.core import lease as leases
+from hasfaas.core.errors import BackendError, HasFaasError, MemoryLimitError
+from hasfaas.core.memory import format_memory
+from hasfaas.core.spec import Kind
+from hasfaas.core.signing import load_or_create_key
+from hasfaas.devices import base
+from hasfaas.executor import gates, loader, stacking
+from hasfaas.executor.config import ReplicaConfig
+from hasfaas.executor.inbox import Closed, Execution, Inbox
+from hasfaas.executor.stacking import Arguments
+from hasfaas.executor.target import Target
+from hasfaas.executor.tokens import SlotLease, TokenTable
+from hasfaas.wire import frames, payload
+from hasfaas.wire.frames import FrameKind, RawPayload, WorkItem
+from hasfaas.wire.status import is_ours, to_status, user_exception_to_status
+
+# Between two executions the lease is kept only while decoding and answering cost the lane next to nothing.
+KEEP_LEASE_BYTES = 256 * 1024
+EXIT_START_FAILED = 3
+
+
+def main(config: ReplicaConfig, sock: socket.socket, life_fd: int) -> NoReturn:
+    """Runs a replica to its end and exits the process: 0 when told to end, 3 when the function could not start."""
+    threading.Thread(target=_watch_agent, args=(life_fd,), name="agent-watch", daemon=True).start()
+    inbox = Inbox(sock)
+    code = 0
+    try:
+        replica = _start(config, inbox)
+        if replica is None:
+            code = EXIT_START_FAILED
+        else:
+            replica.serve()
+    except Closed:
+        pass  # the gateway has gone: there is nobody to answer
+    finally:
+        _flush()
+        os._exit(code)
+
+
+def _watch_agent(life_fd: int) -> None:
+    """The agent holds the other end of this pipe and never writes: the end of file is its death, and ours."""
+    os.read(life_fd, 1)
+    os._exit(0)
+
+
+def _start(config: ReplicaConfig, inbox: Inbox) -> Replica | None:
+    began_s = time.monotonic()
+    try:
+        stream = base.enter(config.part)
+        _reseed()
+        table = TokenTable.open(Path(config.token_path))
+        table.attach(config.slot)
+        lease = SlotLease(table, config.slot, stream)
+        leases.install(lease)
+        blob = Path(config.bundle_path).read_bytes()
+        key = load_or_create_key(Path(config.key_path))
+        _set_memory_wall(config.memory_bytes)
+        loaded = loader.load(blob, bytes.fromhex(config.signature_hex), key, Path(config.work_dir))
+        replica = _build(config, inbox, lease, stream, loaded)
+        left_s = config.cold_start_s - (time.monotonic() - began_s)
+        if left_s > 0.0:
+            time.sleep(left_s)
+        inbox.send(frames.pack(FrameKind.READY))
+        return replica
+    except Closed:
+        raise
+    except BaseException as exc:
+        inbox.send(frames.pack(FrameKind.FAILED, body=[_status(exc, config)]))
+        return None
+
+
+def _build(
+    config: ReplicaConfig, inbox: Inbox, lease: SlotLease, stream: base.Stream, loaded: loader.Loaded
+) -> Replica:
+    try:
+        target = Target.build(Kind(loaded.kind), loaded.target)
+    except Exception as exc:
+        raise _UserFailure(exc) from exc
+    calibration = gates.Calibration(lease.gate)
+    calibration.watch(gates.find_modules(target.owner, loaded.target))
+    replica = Replica(config, inbox, lease, stream, target, calibration)
+    example: Callable[[int], Any] | None = getattr(loaded.target, "__hasfaas_example__", None)
+    if example is not None:
+        replica.warm_up(example)
+    return replica
+
+
+class _UserFailure(Exception):
+    """Carries what the user's code raised through our own frames."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__()
+        self.cause = cause
+
+
+@attrs.define(eq=False)
+class Replica:
+    """The running function with its lease."""
+
+    config: ReplicaConfig
+    inbox: Inbox
+    lease: SlotLease
+    stream: base.Stream
+    target: Target
+    calibration: gates.Calibration
+
+    def warm_up(self, example: Callable[[int], Any]) -> None:
+        """Runs the user's example until the gates are placed, so that the first caller does not pay for it."""
+        for _ in range(gates.PROFILED_CALLS):
+            try:
+                made = example(1)
+            except Exception as exc:
+                raise _UserFailure(exc) from exc
+            given = Arguments(made if isinstance(made, tuple) else (made,), {})
+            outcome = self._run_group([given], batched=False)[0]
+            if isinstance(outcome, BaseException):
+                raise _UserFailure(outcome)
+
+    def serve(self) -> None:
+        """Until the gateway says to end, or goes away (Closed)."""
+        while (execution := self.inbox.next()) is not None:
+            try:
+                if self.target.kind.streams:
+                    for item, blob in execution.items:
+                        self._stream(item, blob)
+                else:
+                    self._execute(execution)
+            finally:
+                if not self._keep_lease():
+                    self.lease.release()
+
+    def _keep_lease(self) -> bool:
+        if not self.lease.held:
+            return True
+        waiting = self.inbox.peek_bytes()
+        return waiting is not None and waiting <= KEEP_LEASE_BYTES and not self.target.has_host_work
+
+    def _execute(self, execution: Execution) -> None:
+        calls: list[tuple[int, Arguments]] = []
+        for item, blob in execution.items:
+            try:
+                calls.append((item.call_id, self._decoded(item, blob)))
+            except Exception as exc:
+                self._answer(item.call_id, exc)
+        if self.config.batch_max is None:
+            for call_id, given in calls:
+                self._answer(call_id, self._run_group([given], batched=False)[0])
+            return
+        arguments = [given for _, given in calls]
+        for group in stacking.groups(arguments):
+            outcomes = self._run_group([arguments[i] for i in group], batched=True)
+            for index, outcome in zip(group, outcomes, strict=True):
+                self._answer(calls[index][0], outcome)
+
+    def _decoded(self, item: WorkItem, blob: memoryview) -> Arguments:
+        received = payload.from_bytes(item.codec, item.head, item.sizes, blob)
+        given = Arguments(*payload.decode_arguments(received, allow_pickle=True))
+        try:
+            return self.target.decoded(given)
+        except Exception as exc:
+            raise _UserFailure(exc) from exc
+
+    def _run_group(self, calls: list[Arguments], *, batched: bool) -> list[Any]:
+        """Outcomes, an exception standing for its call. A batch that raises is run again call by call: a bad item fails
+        alone, and the others do not pay for it."""
+        if not self.lease.held:
+            self.lease.acquire()
+        try:
+            if batched:
+                outcomes = self.target.run_batch(calls)
+            else:
+                outcomes = [self.target.run(calls[0])]
+            self.stream.serve(self.config.function, len(calls), self.lease.gate)
+        except Exception as exc:
+            if len(calls) > 1:
+                return [self._run_group([call], batched=True)[0] for call in calls]
+            outcomes = [exc if isinstance(exc, HasFaasError) and is_own(exc) else _UserFailure(exc)]
+        if self.target.has_host_work:
+            self.lease.release()
+        return outcomes
+
+    def _answer(self, call_id: int, outcome: Any) -> None:
+        """Sends a result or an error; a result that cannot be sent is itself an error."""
+        try:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            try:
+                value = self.target.encoded(outcome)
+            except Exception as exc:
+                raise _UserFailure(exc) from exc
+            pieces = frames.pack_payload(FrameKind.RESULT, call_id, encode_raw(value, "result"))
+        except Exception as exc:
+            pieces = frames.pack(FrameKind.ERROR, call_id, body=[_status(exc, self.config)])
+        self.inbox.forget(call_id)
+        self.inbox.send(pieces)
+
+    def _stream(self, item: WorkItem, blob: memoryview) -> None:
+        call_id = item.call_id
+        try:
+            self._send_items(call_id, self._decoded(item, blob))
+            pieces = frames.pack(FrameKind.END, call_id)
+        except Closed:
+            raise
+        except Exception as exc:
+            pieces = frames.pack(FrameKind.ERROR, call_id, body=[_status(exc, self.config)])
+        self.inbox.forget(call_id)
+        self.inbox.send(pieces)
+
+    def _send_items(self, call_id: int, given: Arguments) -> None:
+        """Each item is made inside the lease. Without credit the lane is given up until the reader has caught up."""
+        self.lease.acquire()
+        try:
+            items = self.target.items(given)
+        except Exception as exc:
+            raise _UserFailure(exc) from exc
+        try:
+            while not self.inbox.cancelled(call_id):
+                try:
+                    value = next(items)
+                    self.stream.serve(self.config.function, 1, self.lease.gate)
+                except StopIteration:
+                    return
+                except Exception as exc:
+                    raise _UserFailure(exc) from exc
+                if self.target.has_host_work:
+                    self.lease.release()
+                encoded = encode_raw(self.target.encoded(value), "item")
+                self._wait_credit(call_id)
+                self.inbox.send(frames.pack_payload(FrameKind.ITEM, call_id, encoded))
+                if not self.lease.held:
+                    self.lease.acquire()
+                self.lease.gate()
+        finally:
+            close = getattr(items, "close", None)
+            if close is not None:
+                close()
+
+    def _wait_credit(self, call_id: int) -> None:
+        while not self.inbox.spend_credit(call_id) and not self.inbox.cancelled(call_id):
+            if self.lease.held:
+                self.lease.release()
+            self.inbox.wait()
+
+
+def is_own(exc: BaseException) -> bool:
+    """Whether one of our errors was raised by hasfaas, rather than by the user's code."""
+    frame = exc.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and is_ours(frame.tb_frame.f_code.co_filename)
+
+
+def encode_raw(value: object, name: str) -> RawPayload:
+    """A value as a payload that is only passed on. Raises SerializationError naming what cannot be."""
+    made = payload.encode(value, name=name)
+    return RawPayload(int(made.codec), made.head, made.lengths, tuple(payload.segments(made)))
+
+
+def _status(exc: BaseException, config: ReplicaConfig) -> bytes:
+    """The status of whatever was raised. Running into the memory wall is told as such."""
+    cause = exc.cause if isinstance(exc, _UserFailure) else exc
+    if _is_memory_error(cause):
+        limit = format_memory(config.memory_bytes)
+        wall = MemoryLimitError(
+            f"{config.function}: a replica reached its memory of {limit} ({type(cause).__name__}: {cause}); "
+            "declare more with memory=, or use smaller batches"
+        )
+        return to_status(wall).SerializeToString()
+    if isinstance(exc, HasFaasError):
+        return to_status(exc).SerializeToString()
+    if isinstance(exc, _UserFailure):
+        return user_exception_to_status(cause, skip_file=is_ours).SerializeToString()
+    wrapped = BackendError(f"{config.function}: the replica failed: {type(exc).__name__}: {exc}")
+    return to_status(wrapped).SerializeToString()
+
+
+def _is_memory_error(exc: BaseException) -> bool:
+    # torch reports a refused allocation on the CPU as a RuntimeError with one of these texts.
+    texts = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
+    return isinstance(exc, MemoryError) or any(text in str(exc) for text in texts)
+
+
+def _set_memory_wall(limit_bytes: int) -> None:
+    """RLIMIT_DATA = what this process has mapped so far (the interpreter, torch) + what the function was granted."""
+    with Path("/proc/self/status").open() as status:
+        baseline_kib = next(int(line.split()[1]) for line in status if line.startswith("VmData:"))
+    wall = baseline_kib * 1024 + limit_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (wall, wall))
+
+
+def _reseed() -> None:
+    """Forks of one zygote would otherwise draw the same random numbers."""
+    random.seed()
+    if "numpy" in sys.modules:
+        import numpy as np
+
+        np.random.seed(int.from_bytes(os.urandom(4), "little"))
+    if "torch" in sys.modules:
+        import torch
+
+        torch.seed()
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            continue  # the log's disk is full or the user closed the stream; the process ends either way

@@ -1,0 +1,319 @@
+"""One machine's agent: owns its devices, lanes, token tables, zygotes and replica processes. This is its one door.
+
+It acts on what it is told and reports what happened; whether a replica should exist is decided elsewhere. Seats are
+arithmetic in `lanes`; this file keeps them, and makes the token tables and processes agree with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import attrs
+
+from hasfaas.core.allocation import PPM_PER_PERCENT, Usage
+from hasfaas.core.errors import HasFaasError, NotFoundError
+from hasfaas.devices.base import DeviceInfo, DeviceSlice
+from hasfaas.executor.config import ReplicaConfig
+from hasfaas.executor.tokens import TokenTable
+from hasfaas.node import lanes as seating
+from hasfaas.node.lanes import Lane, Seat, Want
+from hasfaas.node.shm_files import shm_path, sweep_shm
+from hasfaas.node.zygotes import Environment, Zygote
+
+SLOTS = 64
+MAX_LOG_BYTES = 16 * 2**20
+
+
+@attrs.frozen
+class ReplicaRequest:
+    """What a new replica runs and what it asks for."""
+
+    function: str
+    version: str
+    python: str
+    packages: tuple[str, ...]
+    bundle_path: Path
+    signature: bytes
+    batch_max: int | None
+    want: Want
+
+
+@attrs.define(eq=False)
+class Replica:
+    """A replica process and its seat. `socket` is the gateway's end of its channel until somebody takes it."""
+
+    replica_id: str
+    request: ReplicaRequest
+    device_id: str
+    lane: int
+    sm_percent: float
+    slot: int
+    log: Path
+    socket: socket.socket
+    pid: int = 0
+    pidfd: int = -1
+    exit_code: int | None = None
+    ended: asyncio.Event = attrs.field(factory=asyncio.Event)
+
+
+class NodeAgent:
+    """Starts, re-sizes and ends replicas on this machine's devices."""
+
+    def __init__(
+        self,
+        devices: Sequence[DeviceInfo],
+        *,
+        log_dir: Path,
+        work_dir: Path,
+        key_path: Path,
+        window_ms: float,
+        quantum_ms: float,
+        start_timeout_s: float,
+        resized: Callable[[str, float], None],
+        exited: Callable[[Replica], None],
+    ) -> None:
+        self.devices = {device.device_id: device for device in devices}
+        self._log_dir = log_dir
+        self._work_dir = work_dir
+        self._key_path = key_path
+        self._window_ns = round(window_ms * 1e6)
+        self._quantum_ns = round(quantum_ms * 1e6)
+        self._start_timeout_s = start_timeout_s
+        self._on_resized = resized
+        self._on_exited = exited
+        self._lanes: dict[tuple[str, int], Lane] = {}
+        self._tables: dict[str, TokenTable] = {}
+        self._zygotes: dict[Environment, asyncio.Task[Zygote]] = {}
+        self._ids = itertools.count(1)
+        self.replicas: dict[str, Replica] = {}
+        # Replicas hold the reading end. Nobody writes: the end of file tells them that this agent has died.
+        self._life_read, self._life_write = os.pipe2(os.O_CLOEXEC)
+
+    def start(self) -> None:
+        """Makes the folders and the token tables, and removes what dead agents left in shared memory."""
+        for folder in (self._log_dir, self._work_dir):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sweep_shm()
+        for device_id in self.devices:
+            path = shm_path(os.getpid(), f"{device_id}.tokens")
+            self._tables[device_id] = TokenTable.create(
+                path, lanes=seating.MAX_LANES, slots=SLOTS, window_ns=self._window_ns, quantum_ns=self._quantum_ns
+            )
+
+    async def stop(self) -> None:
+        """Kills what is left, ends the zygotes and removes the token tables."""
+        for replica in list(self.replicas.values()):
+            self.kill(replica.replica_id)
+        await asyncio.gather(*(asyncio.wait_for(r.ended.wait(), 5.0) for r in list(self.replicas.values())))
+        for task in self._zygotes.values():
+            if task.done() and not task.cancelled() and task.exception() is None:
+                task.result().close()
+            else:
+                task.cancel()
+        for table in self._tables.values():
+            table.unlink()
+            table.close()
+        sweep_shm(own=True)
+        os.close(self._life_write)
+        os.close(self._life_read)
+
+    async def check(self, python: str, packages: Sequence[str], bundle: Path) -> tuple[str, ...]:
+        """What keeps the function's interpreter from loading its bundle, found without loading it."""
+        zygote = await self._zygote(Environment.of(python, packages))
+        return await zygote.check(bundle)
+
+    async def add(self, request: ReplicaRequest) -> Replica:
+        """Seats and forks a replica; it is still loading when this returns.
+
+        Raises PlacementError when nothing has room, BackendError or IncompatibleError when its zygote cannot run.
+        """
+        replica_id = f"{request.function}-{next(self._ids)}"
+        placed = seating.place(replica_id, request.want, tuple(self.devices.values()), self.lanes())
+        device = self.devices[placed.device_id]
+        key = (placed.device_id, placed.lane)
+        lane = self._lanes.get(key) or Lane(placed.device_id, placed.lane, placed.units)
+        seat = Seat(replica_id, placed.quota_percent, placed.pinned, request.want.memory_bytes)
+        self._apply(placed.device_id, placed.resizes)
+        self._lanes[key] = attrs.evolve(lane, seats=(*self._with_resizes(lane, placed.resizes), seat))
+        table = self._tables[placed.device_id]
+        slot = table.admit(placed.lane, ppm(placed.quota_percent))
+        ours, theirs = socket.socketpair()
+        log = self._log_dir / f"{replica_id}-{os.getpid()}.log"
+        replica = Replica(
+            replica_id, request, placed.device_id, placed.lane, placed.sm_percent, slot, log, ours
+        )
+        self.replicas[replica_id] = replica
+        config = ReplicaConfig(
+            replica_id=replica_id,
+            function=request.function,
+            version=request.version,
+            bundle_path=str(request.bundle_path),
+            signature_hex=request.signature.hex(),
+            key_path=str(self._key_path),
+            work_dir=str(self._work_dir),
+            part=DeviceSlice(
+                device.device_id, device.kind, placed.lane, placed.units, placed.sm_percent, device.options
+            ),
+            token_path=str(table.path),
+            slot=slot,
+            memory_bytes=request.want.memory_bytes,
+            batch_max=request.batch_max,
+            cold_start_s=device.cold_start_s,
+        )
+        try:
+            await self._fork(replica, config, theirs)
+        except (HasFaasError, asyncio.CancelledError):
+            ours.close()
+            self._vacate(replica)
+            raise
+        finally:
+            theirs.close()
+        return replica
+
+    async def _fork(self, replica: Replica, config: ReplicaConfig, channel: socket.socket) -> None:
+        zygote = await self._zygote(Environment.of(replica.request.python, replica.request.packages))
+        log_fd = os.open(replica.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            replica.pid = await zygote.fork(config, (channel.fileno(), self._life_read, log_fd))
+        finally:
+            os.close(log_fd)
+        try:
+            replica.pidfd = os.pidfd_open(replica.pid)
+        except ProcessLookupError:
+            self._ended(replica, None)
+            return
+        asyncio.get_running_loop().add_reader(replica.pidfd, self._process_ended, replica)
+
+    def resize(self, replica_id: str, quota_percent: float) -> float:
+        """Pins a replica's quota, in place; milliseconds until the token tables held it.
+
+        Raises PlacementError when the lane has not that much, NotFoundError for a replica that has gone.
+        """
+        began_s = time.monotonic()
+        lane = self._lane_of(replica_id)
+        seats = seating.resize(lane, replica_id, quota_percent)
+        self._apply(lane.device_id, seating.changed(lane.seats, seats))
+        self._lanes[lane.device_id, lane.lane] = attrs.evolve(lane, seats=seats)
+        return (time.monotonic() - began_s) * 1000.0
+
+    def check_resizes(self, quotas: dict[str, float]) -> None:
+        """Raises PlacementError unless all these quotas fit at once; changes nothing."""
+        trial = dict(self._lanes)
+        for replica_id, quota in quotas.items():
+            lane = self._lane_of(replica_id)
+            key = (lane.device_id, lane.lane)
+            seats = tuple(
+                attrs.evolve(s, quota_percent=quotas[s.replica_id], pinned=True) if s.replica_id in quotas else s
+                for s in trial[key].seats
+            )
+            trial[key] = attrs.evolve(trial[key], seats=seating.resize(attrs.evolve(lane, seats=seats), replica_id, quota))
+
+    def kill(self, replica_id: str) -> None:
+        """SIGKILL, now. Harmless when it has gone."""
+        replica = self.replicas.get(replica_id)
+        if replica is not None and replica.pidfd >= 0:
+            try:
+                signal.pidfd_send_signal(replica.pidfd, signal.SIGKILL)
+            except ProcessLookupError:
+                return
+
+    def usage(self, replica_id: str) -> Usage:
+        """What a replica was granted and took so far."""
+        replica = self._replica(replica_id)
+        return self._tables[replica.device_id].usage(replica.slot)
+
+    def quota_percent(self, replica_id: str) -> float:
+        """A replica's quota as promised."""
+        lane = self._lane_of(replica_id)
+        return next(s.quota_percent for s in lane.seats if s.replica_id == replica_id)
+
+    def lanes(self) -> tuple[Lane, ...]:
+        """All lanes that somebody sits in."""
+        return tuple(self._lanes.values())
+
+    def trim_logs(self) -> None:
+        """Empties logs that have grown past their bound; replicas append, so they go on at the new end."""
+        for path in self._log_dir.glob("*.log"):
+            if path.stat().st_size > MAX_LOG_BYTES:
+                os.truncate(path, 0)
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _replica(self, replica_id: str) -> Replica:
+        if replica_id not in self.replicas:
+            raise NotFoundError(f"replica {replica_id!r} has gone", reason="REPLICA_NOT_FOUND")
+        return self.replicas[replica_id]
+
+    def _lane_of(self, replica_id: str) -> Lane:
+        replica = self._replica(replica_id)
+        return self._lanes[replica.device_id, replica.lane]
+
+    def _with_resizes(self, lane: Lane, resizes: Sequence[tuple[str, float]]) -> tuple[Seat, ...]:
+        quotas = dict(resizes)
+        return tuple(
+            attrs.evolve(s, quota_percent=quotas[s.replica_id]) if s.replica_id in quotas else s for s in lane.seats
+        )
+
+    def _apply(self, device_id: str, resizes: Sequence[tuple[str, float]]) -> None:
+        for replica_id, quota_percent in resizes:
+            self._tables[device_id].resize(self.replicas[replica_id].slot, ppm(quota_percent))
+            self._on_resized(replica_id, quota_percent)
+
+    async def _zygote(self, environment: Environment) -> Zygote:
+        task = self._zygotes.get(environment)
+        if task is not None and task.done() and (task.cancelled() or task.exception() or not task.result().alive):
+            task = None
+        if task is None:
+            log = self._log_dir / f"zygote-{os.getpid()}-{len(self._zygotes)}.log"
+            task = asyncio.ensure_future(
+                Zygote.start(environment, log, self._zygote_reports, self._start_timeout_s)
+            )
+            self._zygotes[environment] = task
+        return await asyncio.shield(task)
+
+    def _zygote_reports(self, pid: int, code: int) -> None:
+        for replica in list(self.replicas.values()):
+            if replica.pid == pid:
+                self._ended(replica, code)
+
+    def _process_ended(self, replica: Replica) -> None:
+        """The kernel says so. The exit code comes from the zygote, unless that has died."""
+        asyncio.get_running_loop().remove_reader(replica.pidfd)
+        asyncio.get_running_loop().call_later(0.2, self._ended, replica, None)
+
+    def _ended(self, replica: Replica, code: int | None) -> None:
+        if replica.ended.is_set():
+            return
+        replica.exit_code = code
+        if replica.pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(replica.pidfd)
+            os.close(replica.pidfd)
+            replica.pidfd = -1
+        self._vacate(replica)
+        replica.ended.set()
+        self._on_exited(replica)
+
+    def _vacate(self, replica: Replica) -> None:
+        del self.replicas[replica.replica_id]
+        self._tables[replica.device_id].free(replica.slot)
+        key = (replica.device_id, replica.lane)
+        lane = self._lanes[key]
+        seats = seating.leave(lane, replica.replica_id)
+        if seats:
+            self._lanes[key] = attrs.evolve(lane, seats=seats)
+            self._apply(replica.device_id, seating.changed(lane.seats, seats))
+        else:
+            del self._lanes[key]
+
+
+def ppm(quota_percent: float) -> int:
+    """A quota as the token table holds it, rounded down so that a full lane never sums to more than all of it."""
+    return int(quota_percent * PPM_PER_PERCENT + 1e-6)
+

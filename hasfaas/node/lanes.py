@@ -1,0 +1,193 @@
+"""Who sits where on a machine's devices, as arithmetic. Nothing here acts.
+
+A lane is a set of whole units (SMs, cores) whose replicas take turns by quota; quotas of one lane sum to at most 100.
+A replica whose quota somebody set is *pinned*; the others share what is left of their lane in equal parts, and are
+re-sized as neighbours come and go. That is what an unprofiled function gets: the largest slice that fits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import attrs
+
+from hasfaas.core.errors import PlacementError
+from hasfaas.devices.base import DeviceInfo
+
+MAX_LANES = 8
+# A replica that nobody sized keeps at least this much, so that a pinned neighbour cannot starve it silently.
+LEAST_AUTO_QUOTA_PERCENT = 1.0
+
+
+@attrs.frozen
+class Want:
+    """What is asked for a new replica; None leaves a number to us. `device` is "auto", a kind or a device's name."""
+
+    memory_bytes: int
+    device: str = "auto"
+    sm_percent: float | None = None
+    quota_percent: float | None = None
+
+
+@attrs.frozen
+class Seat:
+    """A replica's place in a lane."""
+
+    replica_id: str
+    quota_percent: float
+    pinned: bool
+    memory_bytes: int
+
+
+@attrs.frozen
+class Lane:
+    """A lane of one device with those who sit in it."""
+
+    device_id: str
+    lane: int
+    units: tuple[int, ...]
+    seats: tuple[Seat, ...] = ()
+
+    @property
+    def quota_percent(self) -> float:
+        """Sum of the quotas promised in this lane."""
+        return sum(seat.quota_percent for seat in self.seats)
+
+
+@attrs.frozen
+class Placement:
+    """Where a new replica goes, and what its neighbours' quotas become."""
+
+    device_id: str
+    lane: int
+    units: tuple[int, ...]
+    sm_percent: float
+    quota_percent: float
+    pinned: bool
+    resizes: tuple[tuple[str, float], ...] = ()
+
+
+def granted_units(device: DeviceInfo, sm_percent: float) -> int:
+    """Whole units for a share, rounded up, as MPS rounds to its chunks. At least one."""
+    return max(1, math.ceil(len(device.units) * sm_percent / 100.0 - 1e-9))
+
+
+def share(seats: Iterable[Seat]) -> tuple[Seat, ...] | None:
+    """The seats with their quotas dealt: pinned ones keep theirs, the others split the rest evenly. None: no room."""
+    given = tuple(seats)
+    pinned = sum(seat.quota_percent for seat in given if seat.pinned)
+    autos = sum(1 for seat in given if not seat.pinned)
+    rest = 100.0 - pinned
+    if rest < -1e-6 or (autos and rest / autos < LEAST_AUTO_QUOTA_PERCENT):
+        return None
+    # Rounded down to 0.0001 %, a part per million, so that a lane never sums to more than all of it.
+    part = math.floor(rest / autos * 10_000.0) / 10_000.0 if autos else 0.0
+    return tuple(seat if seat.pinned else attrs.evolve(seat, quota_percent=part) for seat in given)
+
+
+def changed(before: Iterable[Seat], after: Iterable[Seat]) -> tuple[tuple[str, float], ...]:
+    """(replica, new quota) of those whose quota differs: shrinking ones first, so that no sum ever passes 100."""
+    old = {seat.replica_id: seat.quota_percent for seat in before}
+    moved = [s for s in after if s.replica_id in old and abs(old[s.replica_id] - s.quota_percent) > 1e-9]
+    moved.sort(key=lambda seat: seat.quota_percent - old[seat.replica_id])
+    return tuple((seat.replica_id, seat.quota_percent) for seat in moved)
+
+
+def place(replica_id: str, want: Want, devices: Sequence[DeviceInfo], lanes: Sequence[Lane]) -> Placement:
+    """The best seat for a new replica: the largest slice for one that nobody sized; for a sized one a lane where no
+    neighbour has to give, then the fullest.
+
+    Raises PlacementError, saying for each device why not.
+    """
+    best: tuple[tuple[float, ...], Placement] | None = None
+    refusals: list[str] = []
+    for device in devices:
+        if want.device not in ("auto", device.kind, device.device_id):
+            refusals.append(f"{device.device_id} is not {want.device!r}")
+            continue
+        mine = [lane for lane in lanes if lane.device_id == device.device_id]
+        used = sum(seat.memory_bytes for lane in mine for seat in lane.seats)
+        if used + want.memory_bytes > device.memory_bytes:
+            refusals.append(
+                f"{device.device_id} has {(device.memory_bytes - used) >> 20} MiB of memory left, "
+                f"{want.memory_bytes >> 20} MiB are asked"
+            )
+            continue
+        found = [s for lane in _open_lanes(device, mine, want) if (s := _seat(replica_id, want, device, lane))]
+        if not found:
+            refusals.append(f"{device.device_id} has no lane with room")
+        for placement, score in found:
+            if best is None or score > best[0]:
+                best = (score, placement)
+    if best is None:
+        asked = f"sm {want.sm_percent or 'auto'} %, quota {want.quota_percent or 'auto'} %"
+        raise PlacementError(
+            f"no room for a replica with {asked}: {'; '.join(refusals) or 'there is no device'}. "
+            "Lower a neighbour with `hasfaas scale NAME --quota`, or add a device"
+        )
+    return best[1]
+
+
+def _open_lanes(device: DeviceInfo, lanes: Sequence[Lane], want: Want) -> list[Lane]:
+    asked = want.sm_percent if want.sm_percent is not None else device.auto_sm_percent
+    count = granted_units(device, asked)
+    fitting = [lane for lane in lanes if want.sm_percent is None or len(lane.units) == count]
+    taken = {unit for lane in lanes for unit in lane.units}
+    free = tuple(unit for unit in device.units if unit not in taken)
+    if len(lanes) < MAX_LANES and free and (len(free) >= count or (want.sm_percent is None and not lanes)):
+        number = next(n for n in range(MAX_LANES) if n not in {lane.lane for lane in lanes})
+        fitting.append(Lane(device.device_id, number, free[:count]))
+    return fitting
+
+
+def _seat(
+    replica_id: str, want: Want, device: DeviceInfo, lane: Lane
+) -> tuple[Placement, tuple[float, ...]] | None:
+    pinned = want.quota_percent is not None
+    new = Seat(replica_id, want.quota_percent or 0.0, pinned, want.memory_bytes)
+    seats = share((*lane.seats, new))
+    if seats is None:
+        return None
+    sm_percent = 100.0 * len(lane.units) / len(device.units)
+    placement = Placement(
+        device_id=lane.device_id,
+        lane=lane.lane,
+        units=lane.units,
+        sm_percent=sm_percent,
+        quota_percent=seats[-1].quota_percent,
+        pinned=pinned,
+        resizes=changed(lane.seats, seats),
+    )
+    if pinned:
+        return placement, (-float(len(placement.resizes)), lane.quota_percent)
+    return placement, (sm_percent * placement.quota_percent, -float(len(lane.seats)))
+
+
+def resize(lane: Lane, replica_id: str, quota_percent: float) -> tuple[Seat, ...]:
+    """The lane's seats once `replica_id` is pinned at `quota_percent`.
+
+    Raises PlacementError when the lane has not that much left.
+    """
+    seats = share(
+        attrs.evolve(s, quota_percent=quota_percent, pinned=True) if s.replica_id == replica_id else s
+        for s in lane.seats
+    )
+    if seats is None:
+        others = [s for s in lane.seats if s.replica_id != replica_id]
+        taken = sum(s.quota_percent for s in others if s.pinned)
+        kept = LEAST_AUTO_QUOTA_PERCENT * sum(1 for s in others if not s.pinned)
+        raise PlacementError(
+            f"quota {quota_percent:g} % does not fit lane {lane.lane} of {lane.device_id}: its other replicas hold "
+            f"{taken:g} % and keep at least {kept:g} %, and quotas of one lane sum to at most 100; "
+            f"ask for at most {max(0.0, 100.0 - taken - kept):g} %",
+            reason="QUOTA_EXCEEDED",
+        )
+    return seats
+
+
+def leave(lane: Lane, replica_id: str) -> tuple[Seat, ...]:
+    """The lane's seats once `replica_id` has left: what nobody pinned grows into its room."""
+    left = share(seat for seat in lane.seats if seat.replica_id != replica_id)
+    assert left is not None, "a lane never becomes too full by somebody leaving"
+    return left

@@ -1,0 +1,23 @@
+"""Our files in shared memory: named by user and process, so that what a dead process left can be told and removed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+SHM = Path("/dev/shm")  # noqa: S108 - token tables must be shared memory; the files are made with mode 0600
+
+
+def shm_path(pid: int, name: str) -> Path:
+    """Where process `pid` keeps what it calls `name`."""
+    return SHM / f"hasfaas-{os.getuid()}-{pid}-{name}"
+
+
+def sweep_shm(*, own: bool = False) -> None:
+    """Removes this user's files whose process has died; with `own`, those of this process too."""
+    for path in SHM.glob(f"hasfaas-{os.getuid()}-*"):
+        pid = path.name.split("-")[2]
+        if not pid.isdigit():
+            continue
+        if own if int(pid) == os.getpid() else not Path(f"/proc/{pid}").exists():
+            path.unlink(missing_ok=True)

@@ -1,0 +1,47 @@
+"""Finds a backend by its name, through entry points: the SDK imports none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+from hasfaas.core.errors import InvalidRequestError
+from hasfaas.core.settings import Settings
+
+GROUP = "hasfaas.backends"
+
+
+class Endpoint(Protocol):
+    """Where a gateway listens, and whether it is this user's own."""
+
+    @property
+    def address(self) -> str: ...
+
+    @property
+    def trusted(self) -> bool: ...
+
+
+class Backend(Protocol):
+    """What the SDK asks of a backend (backends/base.py says it in full)."""
+
+    def endpoint(self, announce: Callable[[str], None]) -> Endpoint: ...
+
+    def up(self) -> bool: ...
+
+    def down(self) -> bool: ...
+
+    def running(self) -> Endpoint | None: ...
+
+
+def find_backend(settings: Settings) -> Backend:
+    """The configured backend. Raises InvalidRequestError for a name that nothing offers, listing those that are."""
+    known = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if settings.backend not in known:
+        raise InvalidRequestError(
+            f"backend={settings.backend!r} is not installed; installed: {', '.join(sorted(known)) or 'none'}",
+            reason="UNKNOWN_OPTION",
+        )
+    factory: Any = known[settings.backend].load()
+    backend: Backend = factory(settings)
+    return backend

@@ -1,0 +1,229 @@
+"""The client: finds the gateway, deploys what is called, carries calls. One per process is enough, and made on first use."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import sys
+import threading
+import time
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+import attrs
+import grpc
+
+from hasfaas.core.errors import HasFaasError, NotFoundError, UnavailableError
+from hasfaas.core.settings import Settings
+from hasfaas.core.signing import load_or_create_key, sign
+from hasfaas.core.spec import FunctionSpec
+from hasfaas.sdk.backends import Backend, Endpoint, find_backend
+from hasfaas.sdk.call import as_raised
+from hasfaas.sdk.session import Request, Session, error_of
+from hasfaas.wire import payload as payloads
+from hasfaas.wire.convert import spec_to_proto
+from hasfaas.wire.payload import Payload
+from hasfaas.wire.v1 import functions_pb2 as pb
+
+T = TypeVar("T")
+KEY_FILE = "signing.key"
+FIRST_RETRY_S = 0.05
+LONGEST_RETRY_S = 1.0
+
+
+@attrs.frozen
+class Deployable:
+    """A function in the form that a gateway takes."""
+
+    name: str
+    version: str
+    spec: FunctionSpec
+    bundle: bytes
+
+
+class Client:
+    """Connections to one backend. Safe from any thread and any event loop."""
+
+    def __init__(self, settings: Settings, *, announce: Callable[[str], None] | None = None) -> None:
+        self.settings = settings
+        self._announce = announce or (lambda line: print(line, file=sys.stderr))
+        self._backend: Backend | None = None
+        self._endpoint: Endpoint | None = None
+        self._endpoint_lock = threading.Lock()
+        self._sessions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Session] = weakref.WeakKeyDictionary()
+        self._deployed: dict[str, str] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_lock = threading.Lock()
+
+    # -- for synchronous callers -------------------------------------------------------------------------------------
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs a coroutine of this client on its background loop and waits; an interrupt takes the work back."""
+        future = self.start(work)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def start(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Starts a coroutine of this client on its background loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._background())
+
+    def _background(self) -> asyncio.AbstractEventLoop:
+        with self._loop_lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="hasfaas-client", daemon=True).start()
+            return self._loop
+
+    # -- calls -------------------------------------------------------------------------------------------------------
+
+    async def call(self, deployable: Callable[[], Deployable], arguments: Payload, timeout_s: float) -> Any:
+        """Calls a function, deploying it first if this process has not. Raises what the function raised."""
+        answer = await self._call(deployable, arguments, timeout_s)
+        return payloads.decode(answer, allow_pickle=self._trusted)
+
+    async def call_named(self, name: str, arguments: Payload, timeout_s: float) -> Any:
+        """Calls whatever version of `name` is deployed."""
+        session = await self.session()
+        try:
+            answer = await session.call(Request(name, "", arguments, timeout_s))
+        except HasFaasError as exc:
+            raise as_raised(exc, trusted=self._trusted) from None
+        return payloads.decode(answer, allow_pickle=self._trusted)
+
+    async def _call(self, deployable: Callable[[], Deployable], arguments: Payload, timeout_s: float) -> Payload:
+        give_up_s = time.monotonic() + timeout_s
+        delay_s = FIRST_RETRY_S
+        redeployed = False
+        while True:
+            function = await self._ensure_deployed(deployable)
+            left_s = give_up_s - time.monotonic()
+            request = Request(function.name, function.version, arguments, max(0.001, left_s))
+            try:
+                session = await self.session()
+                return await session.call(request)
+            except NotFoundError:
+                # Somebody deleted it, or the gateway's store is new: deploy once more, then believe the answer.
+                self._deployed.pop(function.name, None)
+                if redeployed:
+                    raise
+                redeployed = True
+            except UnavailableError as exc:
+                lost = exc.reason == "GATEWAY_LOST"
+                if not (lost and function.spec.idempotent) or time.monotonic() + delay_s > give_up_s:
+                    raise
+                await asyncio.sleep(delay_s)
+                delay_s = min(LONGEST_RETRY_S, 2 * delay_s)
+            except HasFaasError as exc:
+                raise as_raised(exc, trusted=self._trusted) from None
+
+    async def stream(
+        self, deployable: Callable[[], Deployable], arguments: Payload, timeout_s: float
+    ) -> AsyncIterator[Any]:
+        """The items of a generator function."""
+        function = await self._ensure_deployed(deployable)
+        session = await self.session()
+        try:
+            async for item in session.stream(Request(function.name, function.version, arguments, timeout_s)):
+                yield payloads.decode(item, allow_pickle=self._trusted)
+        except HasFaasError as exc:
+            raise as_raised(exc, trusted=self._trusted) from None
+
+    async def stream_named(self, name: str, arguments: Payload, timeout_s: float) -> AsyncIterator[Any]:
+        """The items of whatever version of `name` is deployed."""
+        session = await self.session()
+        try:
+            async for item in session.stream(Request(name, "", arguments, timeout_s)):
+                yield payloads.decode(item, allow_pickle=self._trusted)
+        except HasFaasError as exc:
+            raise as_raised(exc, trusted=self._trusted) from None
+
+    # -- functions ---------------------------------------------------------------------------------------------------
+
+    async def deploy(self, function: Deployable, *, warm: bool) -> pb.DeployResponse:
+        """Deploys a function; with `warm`, waits until a replica is ready, so that what keeps it from starting is raised."""
+        key = load_or_create_key(self.settings.state_dir / KEY_FILE)
+        request = pb.DeployRequest(
+            name=function.name,
+            version=function.version,
+            spec=spec_to_proto(function.spec),
+            bundle=function.bundle,
+            signature=sign(key, function.bundle),
+            warm=warm,
+        )
+        session = await self.session()
+        answer: pb.DeployResponse = await self.rpc(session.stub.Deploy(request))
+        self._deployed[function.name] = function.version
+        return answer
+
+    async def rpc(self, call: Awaitable[T]) -> T:
+        """Awaits a unary RPC of the current session; its failure is raised as its typed error."""
+        try:
+            return await call
+        except grpc.aio.AioRpcError as exc:
+            raise as_raised(error_of(exc), trusted=self._trusted) from None
+
+    async def _ensure_deployed(self, deployable: Callable[[], Deployable]) -> Deployable:
+        function = await asyncio.to_thread(deployable)
+        if self._deployed.get(function.name) != function.version:
+            await self.deploy(function, warm=False)
+        return function
+
+    # -- connections -------------------------------------------------------------------------------------------------
+
+    @property
+    def backend(self) -> Backend:
+        """The configured backend, found on first use."""
+        if self._backend is None:
+            self._backend = find_backend(self.settings)
+        return self._backend
+
+    @property
+    def _trusted(self) -> bool:
+        return self._endpoint is not None and self._endpoint.trusted
+
+    async def session(self) -> Session:
+        """The stream of the current event loop, made anew when its gateway has gone."""
+        loop = asyncio.get_running_loop()
+        session = self._sessions.get(loop)
+        if session is None or session.broken:
+            endpoint = await asyncio.to_thread(self._find)
+            # Two coroutines may have waited for the same thing.
+            session = self._sessions.get(loop)
+            if session is None or session.broken:
+                session = self._sessions[loop] = Session(endpoint.address)
+        return session
+
+    def _find(self) -> Endpoint:
+        with self._endpoint_lock:
+            self._endpoint = self.backend.endpoint(self._announce)
+            return self._endpoint
+
+    async def close(self) -> None:
+        """Closes the stream of the current event loop."""
+        session = self._sessions.pop(asyncio.get_running_loop(), None)
+        if session is not None:
+            await session.close()
+
+
+_default: list[Client] = []
+_default_lock = threading.Lock()
+
+
+def default_client() -> Client:
+    """The client of this process, by its configuration."""
+    with _default_lock:
+        if not _default:
+            from hasfaas.sdk.config import load
+
+            _default.append(Client(load().settings))
+        return _default[0]
+
+
+def set_default_client(client: Client | None) -> None:
+    """Replaces the client of this process; None lets the next use make one from the configuration."""
+    with _default_lock:
+        _default[:] = [] if client is None else [client]

@@ -1,0 +1,367 @@
+"""What `@function` makes: the user's code, still callable, with the verbs that run it on a backend."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import inspect
+import queue
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+
+import attrs
+
+from hasfaas.core.errors import CancelledError, DeadlineError, InvalidRequestError
+from hasfaas.core.memory import parse_memory
+from hasfaas.core.spec import DEFAULT_MEMORY_BYTES, DEFAULT_TIMEOUT_S, Batch, FunctionSpec, Kind
+from hasfaas.sdk.client import Client, Deployable, default_client
+from hasfaas.wire.payload import Payload, encode_arguments
+from hasfaas.wire.v1 import functions_pb2 as pb
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+C = TypeVar("C")
+MAP_IN_FLIGHT = 64
+
+
+class Call(Generic[R]):
+    """A call under way, from `.spawn`."""
+
+    def __init__(self, future: concurrent.futures.Future[R]) -> None:
+        self._future = future
+
+    def result(self, timeout_s: float | None = None) -> R:
+        """Waits for the value, or raises what the function raised. DeadlineError when `timeout_s` passes first; the call
+        goes on. CancelledError after `cancel`."""
+        try:
+            return self._future.result(timeout_s)
+        except concurrent.futures.CancelledError:
+            raise CancelledError("the call was cancelled") from None
+        except TimeoutError as exc:
+            if self._future.done():
+                raise
+            raise DeadlineError(f"no answer within timeout_s={timeout_s}; the call goes on") from exc
+
+    def cancel(self) -> bool:
+        """Takes the call back: what has not started never will. False when it has ended."""
+        return self._future.cancel()
+
+    def done(self) -> bool:
+        """Whether it has ended, in whichever way."""
+        return self._future.done()
+
+
+class Remote(Generic[P]):
+    """What functions and streams share: their name, options, bundle, and sizing."""
+
+    def __init__(
+        self, target: Any, spec: FunctionSpec, *, name: str | None, example: Callable[[int], Any] | None
+    ) -> None:
+        from hasfaas.sdk.home import function_name, target_of
+
+        self.target = target_of(target)
+        self.spec = spec
+        self.name = name or function_name(target)
+        self.example = example
+        self._parameters = _signature(target)
+        self._built: Deployable | None = None
+        self._build_lock = threading.Lock()
+        for attribute in ("__doc__", "__module__", "__qualname__", "__name__"):
+            setattr(self, attribute, getattr(target, attribute, None))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.target, self.spec, self.name, self.example)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name} slo_ms={self.spec.slo_ms:g}>"
+
+    @property
+    def kind(self) -> Kind:
+        """How the user's code is called."""
+        from hasfaas.sdk.bundle import kind_of
+
+        return Kind(kind_of(self.target))
+
+    def deployable(self) -> Deployable:
+        """The bundle with its version and effective options, built once. Raises SerializationError naming what cannot be
+        pickled."""
+        from hasfaas.sdk.bundle import build
+
+        with self._build_lock:
+            if self._built is None:
+                spec = _overridden(self.spec, self.name, self.client.settings.functions.get(self.name, {}))
+                if self.example is not None:
+                    self.target.__hasfaas_example__ = self.example
+                bundle = build(self.target, name=self.name, options=attrs.asdict(spec))
+                self._built = Deployable(self.name, bundle.version, spec, bundle.to_bytes())
+            return self._built
+
+    @property
+    def version(self) -> str:
+        """The version that this code and these options have: equal for equal ones, in every process."""
+        return self.deployable().version
+
+    @property
+    def client(self) -> Client:
+        """The client of this process."""
+        return default_client()
+
+    def deploy(self, *, warm: bool = True) -> pb.DeployResponse:
+        """Deploys now. With `warm`, waits for a ready replica and raises what keeps one from starting."""
+        return self.client.run(self.client.deploy(self.deployable(), warm=warm))
+
+    def scale(
+        self, *, quota: float | None = None, sm: float | None = None, replicas: int | None = None
+    ) -> pb.ScaleFunctionResponse:
+        """Sets quota (percent, of each replica, in place), SM share (percent, by new replicas) or the number of replicas.
+
+        Raises PlacementError when the device has not that much; nothing changes then.
+        """
+        request = pb.ScaleFunctionRequest(
+            name=self.name, quota_percent=quota, sm_percent=sm, replicas=replicas
+        )
+
+        async def scale() -> pb.ScaleFunctionResponse:
+            session = await self.client.session()
+            answer: pb.ScaleFunctionResponse = await self.client.rpc(session.stub.ScaleFunction(request))
+            return answer
+
+        return self.client.run(scale())
+
+    def _encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
+        """Arguments as a payload, after checking that the function takes them."""
+        if self._parameters is not None:
+            try:
+                self._parameters.bind(*args, **kwargs)
+            except TypeError as exc:
+                raise InvalidRequestError(
+                    f"{self.name}{self._parameters} was called with other arguments: {exc}"
+                ) from None
+        return encode_arguments(args, kwargs)
+
+
+class _Calls(Remote[P], Generic[P, R_co]):
+    """The verbs of whatever answers once."""
+
+    def remote(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """Runs on the configured backend and waits. Raises what the function raised, or a HasFaasError."""
+        value: R_co = self.client.run(self._call(self._encode(args, kwargs)))
+        return value
+
+    async def aio(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """As `remote`, on the caller's event loop. Cancelling it takes the call back."""
+        value: R_co = await self._call(self._encode(args, kwargs))
+        return value
+
+    def spawn(self, *args: P.args, **kwargs: P.kwargs) -> Call[R_co]:
+        """Starts a call and returns its handle."""
+        return Call(self.client.start(self._call(self._encode(args, kwargs))))
+
+    def map(self, *iterables: Iterable[Any], max_in_flight: int = MAP_IN_FLIGHT) -> Iterator[R_co]:
+        """One call for each set of items, as the builtin `map` pairs them; results in order, an error raises at its place.
+
+        At most `max_in_flight` calls are under way. Leaving the loop early takes the others back.
+        """
+        if max_in_flight < 1:
+            raise InvalidRequestError(f"max_in_flight={max_in_flight} must be at least 1")
+        under_way: deque[concurrent.futures.Future[Any]] = deque()
+        try:
+            for items in zip(*iterables, strict=False):
+                under_way.append(self.client.start(self._call(self._encode(items, {}))))
+                if len(under_way) >= max_in_flight:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            for future in under_way:
+                future.cancel()
+
+    async def _call(self, arguments: Payload) -> Any:
+        return await self.client.call(self.deployable, arguments, self.spec.timeout_s)
+
+
+class Function(_Calls[P, R_co], Generic[P, R_co]):
+    """A decorated function. Calling it runs the plain code here; `.remote` and its like run it on the backend."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        value: R_co = self.target(*args, **kwargs)  # type: ignore[assignment]
+        return value
+
+
+class CoroutineFunction(_Calls[P, R_co], Generic[P, R_co]):
+    """A decorated `async def`. Calling it gives the plain coroutine."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R_co]:
+        made: Awaitable[R_co] = self.target(*args, **kwargs)  # type: ignore[assignment]
+        return made
+
+
+class ClassFunction(_Calls[P, R_co], Generic[C, P, R_co]):
+    """A decorated class. Calling it makes a plain instance; `.remote(...)` is the `__call__` of a replica's instance."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> C:
+        made: C = self.target(*args, **kwargs)  # type: ignore[assignment]
+        return made
+
+
+class StreamFunction(Remote[P], Generic[P, T_co]):
+    """A decorated generator, synchronous or not, or a class whose `__call__` is one."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """The plain generator (of a class: a plain instance)."""
+        return self.target(*args, **kwargs)
+
+    def stream(self, *args: P.args, **kwargs: P.kwargs) -> Iterator[T_co]:
+        """The items, as they come. Leaving the loop early takes the call back."""
+        arguments = self._encode(args, kwargs)
+        items: queue.Queue[tuple[bool, Any]] = queue.Queue()
+
+        async def pump() -> None:
+            try:
+                async for item in self.client.stream(self.deployable, arguments, self.spec.timeout_s):
+                    items.put((True, item))
+                items.put((False, None))
+            except BaseException as exc:
+                items.put((False, exc))
+                raise
+
+        future = self.client.start(pump())
+        try:
+            while True:
+                more, value = items.get()
+                if more:
+                    yield value
+                elif value is None:
+                    return
+                else:
+                    raise value
+        finally:
+            future.cancel()
+
+    async def astream(self, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T_co]:
+        """As `stream`, on the caller's event loop."""
+        arguments = self._encode(args, kwargs)
+        async for item in self.client.stream(self.deployable, arguments, self.spec.timeout_s):
+            yield item
+
+
+class Served(Protocol[P, R_co]):
+    """A class with a `__call__`."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+
+
+@attrs.frozen
+class _Decorator:
+    spec: FunctionSpec
+    name: str | None
+    example: Callable[[int], Any] | None
+
+    @overload
+    def __call__(self, target: type[Served[P, R]]) -> ClassFunction[Any, P, R]: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def __call__(self, target: Callable[P, AsyncIterator[T]]) -> StreamFunction[P, T]: ...
+
+    @overload
+    def __call__(self, target: Callable[P, Iterator[T]]) -> StreamFunction[P, T]: ...
+
+    @overload
+    def __call__(self, target: Callable[P, Awaitable[R]]) -> CoroutineFunction[P, R]: ...
+
+    @overload
+    def __call__(self, target: Callable[P, R]) -> Function[P, R]: ...
+
+    def __call__(self, target: Any) -> Any:
+        from hasfaas.sdk.bundle import kind_of
+        from hasfaas.sdk.home import target_of
+
+        kind = Kind(kind_of(target_of(target)))
+        if kind is Kind.CLASS and not callable(getattr(target, "__call__", None)):  # noqa: B004 - an own __call__
+            raise InvalidRequestError(f"class {target.__qualname__} has no __call__: define what a call runs")
+        made: type[Remote[Any]]
+        if kind.streams:
+            if self.spec.batch is not None:
+                raise InvalidRequestError(f"batch= does not go with the stream {target.__qualname__}", reason="BAD_OPTION")
+            made = StreamFunction
+        elif kind is Kind.CLASS:
+            made = ClassFunction
+        elif kind is Kind.COROUTINE:
+            made = CoroutineFunction
+        else:
+            made = Function
+        return made(target, self.spec, name=self.name, example=self.example)
+
+
+def function(
+    *,
+    slo_ms: float,
+    slo_percentile: float = 99.0,
+    batch: Batch | None = None,
+    memory: str | int = DEFAULT_MEMORY_BYTES,
+    device: str = "auto",
+    replicas: tuple[int, int] = (0, 8),
+    idempotent: bool = False,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    example: Callable[[int], Any] | None = None,
+    name: str | None = None,
+) -> _Decorator:
+    """Declares a function, class or generator that a backend serves.
+
+    `slo_ms` at `slo_percentile`: the promised latency. `batch`: dynamic batching (arrays stacked on axis 0). `memory`: the
+    wall of each replica ("2GiB" or bytes). `device`: "auto", a kind ("cpu", "sim") or a device's name. `replicas`: (least,
+    most). `idempotent`: calls may run again after a replica died. `timeout_s`: how long a call may take in all.
+    `example`: callable(batch) -> arguments, to warm up and to place the gates. `name`: "<file>.<function>" by default.
+
+    Raises InvalidRequestError that names a bad option, its value and the cure.
+    """
+    if not (isinstance(replicas, tuple) and len(replicas) == 2):
+        raise InvalidRequestError(f"replicas={replicas!r}: give (least, most)", reason="BAD_OPTION")
+    spec = FunctionSpec(
+        slo_ms=slo_ms,
+        slo_percentile=slo_percentile,
+        batch=batch,
+        memory_bytes=parse_memory(memory),
+        device=device,
+        min_replicas=replicas[0],
+        max_replicas=replicas[1],
+        idempotent=idempotent,
+        timeout_s=timeout_s,
+    )
+    return _Decorator(spec, name, example)
+
+
+def _rebuild(
+    cls: type[Remote[Any]], target: Any, spec: FunctionSpec, name: str, example: Callable[[int], Any] | None
+) -> Remote[Any]:
+    return cls(target, spec, name=name, example=example)
+
+
+def _signature(target: Any) -> inspect.Signature | None:
+    """What a call takes: of a class, its `decode`, else its `__call__`, without self."""
+    if not isinstance(target, type):
+        called, bound = target, False
+    else:
+        called, bound = getattr(target, "decode", None) or target.__call__, True
+    try:
+        found = inspect.signature(called)
+    except (TypeError, ValueError):
+        return None
+    return found.replace(parameters=list(found.parameters.values())[1:]) if bound else found
+
+
+def _overridden(spec: FunctionSpec, name: str, options: Any) -> FunctionSpec:
+    """The spec with what the configuration says of this function; what it does not name stays."""
+    fields: dict[str, Any] = dict(options)
+    changes: dict[str, Any] = {}
+    if "memory" in fields:
+        changes["memory_bytes"] = parse_memory(fields.pop("memory"))
+    if "replicas" in fields:
+        changes["min_replicas"], changes["max_replicas"] = fields.pop("replicas")
+    if "batch" in fields:
+        changes["batch"] = attrs.evolve(spec.batch or Batch(), **fields.pop("batch"))
+    return attrs.evolve(spec, **changes, **fields)

@@ -1,0 +1,236 @@
+"""One multiplexed stream to a gateway, on one event loop: many calls, each with an id, large payloads in chunks."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import AsyncIterator
+
+import attrs
+import grpc
+from google.rpc import status_pb2
+
+from hasfaas.core.errors import DeadlineError, HasFaasError, InvalidRequestError, UnavailableError
+from hasfaas.wire import payload as payloads
+from hasfaas.wire.payload import Payload
+from hasfaas.wire.status import STATUS_METADATA_KEY, from_status
+from hasfaas.wire.v1 import functions_pb2 as pb
+from hasfaas.wire.v1 import functions_pb2_grpc, payload_pb2
+
+CHUNK_BYTES = 1 << 20
+# A reader hands credit back in lots, so that a fast stream is not slowed by one frame an item.
+CREDIT_LOT = 8
+# How long beyond its own time a call waits for the gateway to say that the time is over.
+GRACE_S = 5.0
+CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+def error_of(exc: grpc.aio.AioRpcError) -> HasFaasError:
+    """The typed error of a failed RPC, by its details where it has some, else by its code."""
+    for key, value in exc.trailing_metadata() or ():
+        if key == STATUS_METADATA_KEY and isinstance(value, bytes):
+            return from_status(status_pb2.Status.FromString(value))
+    code = exc.code().value[0]
+    return from_status(status_pb2.Status(code=code, message=exc.details() or exc.code().name))
+
+
+@attrs.frozen
+class Request:
+    """One call, encoded."""
+
+    function: str
+    version: str
+    arguments: Payload
+    timeout_s: float
+    idempotent: bool = False
+
+
+@attrs.define(eq=False)
+class _Pending:
+    """A call under way. `answers` receives payloads; then None at a stream's end, or an error."""
+
+    answers: asyncio.Queue[Payload | HasFaasError | None]
+    streams: bool
+    receiving: _Receiving | None = None
+
+
+@attrs.define(eq=False)
+class _Receiving:
+    message: payload_pb2.Payload
+    blob: bytearray
+    filled: int
+    last: bool
+
+
+class Session:
+    """The stream. Belongs to the event loop it was made on; `broken` once the gateway has gone."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.broken = False
+        self._ids = itertools.count(1)
+        self._pending: dict[int, _Pending] = {}
+        self._out: deque[pb.SessionRequest] = deque()
+        self._some = asyncio.Event()
+        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self.stub = functions_pb2_grpc.FunctionServiceStub(self._channel)
+        self._stream = self.stub.Session()
+        self._tasks = [asyncio.ensure_future(self._write()), asyncio.ensure_future(self._read())]
+
+    async def call(self, request: Request) -> Payload:
+        """One answer. Raises the call's own error, UnavailableError when the gateway goes away with the call in it.
+
+        Cancelling the coroutine takes the call back.
+        """
+        call_id, pending = self._begin(request, streams=False)
+        try:
+            async with asyncio.timeout(request.timeout_s + GRACE_S):
+                answer = await pending.answers.get()
+        except TimeoutError:
+            self._cancel(call_id)
+            raise DeadlineError(
+                f"{request.function}: no answer in {request.timeout_s:g} s, and none from the gateway about it"
+            ) from None
+        except asyncio.CancelledError:
+            self._cancel(call_id)
+            raise
+        finally:
+            self._pending.pop(call_id, None)
+        if isinstance(answer, HasFaasError):
+            raise answer
+        assert answer is not None
+        return answer
+
+    async def stream(self, request: Request) -> AsyncIterator[Payload]:
+        """The items of a stream. Leaving the loop early takes the call back."""
+        call_id, pending = self._begin(request, streams=True)
+        taken, over = 0, False
+        try:
+            while True:
+                answer = await pending.answers.get()
+                over = not isinstance(answer, Payload)
+                if isinstance(answer, HasFaasError):
+                    raise answer
+                if answer is None:
+                    return
+                yield answer
+                taken += 1
+                if taken % CREDIT_LOT == 0:
+                    self._send(pb.SessionRequest(call_id=call_id, credit=pb.SessionRequest.Credit(items=CREDIT_LOT)))
+        finally:
+            self._pending.pop(call_id, None)
+            if not over:
+                self._cancel(call_id)
+
+    async def close(self) -> None:
+        """Ends the stream; what is under way is taken back by the gateway."""
+        self._break(UnavailableError("the session was closed"))
+        for task in self._tasks:
+            task.cancel()
+        self._stream.cancel()
+        await self._channel.close()
+
+    def _begin(self, request: Request, *, streams: bool) -> tuple[int, _Pending]:
+        if self.broken:
+            raise UnavailableError("the session's gateway has gone", reason="GATEWAY_LOST")
+        call_id = next(self._ids)
+        pending = _Pending(asyncio.Queue(), streams)
+        self._pending[call_id] = pending
+        arguments = request.arguments
+        blob = b"".join(payloads.segments(arguments))
+        first = payload_pb2.Payload(
+            codec=int(arguments.codec),  # type: ignore[arg-type]
+            head=arguments.head,
+            sizes=arguments.lengths,
+            data=blob if len(blob) <= CHUNK_BYTES else blob[:CHUNK_BYTES],
+        )
+        start = pb.InvokeRequest(
+            function=request.function, version=request.version, arguments=first, timeout_s=request.timeout_s
+        )
+        self._send(pb.SessionRequest(call_id=call_id, start=start))
+        for offset in range(CHUNK_BYTES, len(blob), CHUNK_BYTES):
+            self._send(pb.SessionRequest(call_id=call_id, chunk=blob[offset : offset + CHUNK_BYTES]))
+        return call_id, pending
+
+    def _cancel(self, call_id: int) -> None:
+        if not self.broken:
+            self._send(pb.SessionRequest(call_id=call_id, cancel=pb.SessionRequest.Cancel()))
+
+    def _send(self, request: pb.SessionRequest) -> None:
+        self._out.append(request)
+        self._some.set()
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                while self._out:
+                    await self._stream.write(self._out.popleft())
+                self._some.clear()
+                await self._some.wait()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            return  # the reader hears of it with the reason
+
+    async def _read(self) -> None:
+        why = "the gateway closed the session"
+        try:
+            async for response in self._stream:
+                self._take(response)
+        except grpc.aio.AioRpcError as exc:
+            why = f"the gateway cannot be reached: {exc.details()}"
+        except asyncio.CancelledError:
+            why = "the session was closed"
+        finally:
+            self._break(UnavailableError(why, reason="GATEWAY_LOST"))
+
+    def _break(self, why: UnavailableError) -> None:
+        self.broken = True
+        for pending in self._pending.values():
+            pending.answers.put_nowait(why)
+
+    def _take(self, response: pb.SessionResponse) -> None:
+        pending = self._pending.get(response.call_id)
+        if pending is None:
+            return  # of a call that was taken back
+        kind = response.WhichOneof("frame")
+        if kind in ("item", "end") and not pending.streams:
+            pending.answers.put_nowait(InvalidRequestError("this function streams: use .stream(...)"))
+        elif kind == "result" or kind == "item":
+            message = response.result if kind == "result" else response.item
+            size = payloads.blob_nbytes(tuple(message.sizes))
+            if size > len(message.data):
+                blob = bytearray(size)
+                blob[: len(message.data)] = message.data
+                pending.receiving = _Receiving(message, blob, len(message.data), kind == "result")
+            else:
+                self._deliver(pending, message, bytearray(message.data), last=kind == "result")
+        elif kind == "chunk":
+            self._take_chunk(pending, response.chunk)
+        elif kind == "end":
+            pending.answers.put_nowait(None)
+        elif kind == "error":
+            pending.answers.put_nowait(from_status(response.error))
+
+    def _take_chunk(self, pending: _Pending, chunk: bytes) -> None:
+        receiving = pending.receiving
+        if receiving is None:
+            return
+        receiving.blob[receiving.filled : receiving.filled + len(chunk)] = chunk
+        receiving.filled += len(chunk)
+        if receiving.filled >= payloads.blob_nbytes(tuple(receiving.message.sizes)):
+            pending.receiving = None
+            self._deliver(pending, receiving.message, receiving.blob, last=receiving.last)
+
+    def _deliver(self, pending: _Pending, message: payload_pb2.Payload, blob: bytearray, *, last: bool) -> None:
+        try:
+            payload = payloads.from_bytes(message.codec, message.head, tuple(message.sizes), memoryview(blob))
+        except HasFaasError as exc:
+            pending.answers.put_nowait(exc)
+            return
+        pending.answers.put_nowait(payload)
+        if pending.streams and last:
+            pending.answers.put_nowait(None)

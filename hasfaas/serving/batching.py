@@ -1,0 +1,45 @@
+"""When to send how many calls to a replica. Values in, a decision out."""
+
+from __future__ import annotations
+
+import attrs
+
+from hasfaas.core.spec import Batch
+
+# One execution runs and one waits on the replica's socket, so that the lane does not idle for a round trip.
+PIPELINE_DEPTH = 2
+
+
+@attrs.frozen
+class Send:
+    """Send so many calls now."""
+
+    count: int
+
+
+@attrs.frozen
+class Wait:
+    """Send nothing; ask again after so many seconds, or, with None, when something changes."""
+
+    delay_s: float | None = None
+
+
+def decide(
+    queued: int, oldest_wait_s: float, batch: Batch | None, executions: int, *, streams: bool = False
+) -> Send | Wait:
+    """What a replica that holds `executions` gets of a queue of `queued` calls.
+
+    An idle replica takes what is there, at once, or after `batch.max_wait_ms` of the oldest call. A busy one is given
+    its next execution ahead only when that costs no batch fill: without batching, or when a full batch waits. A stream is
+    never sent ahead, since the one before it may last.
+    """
+    if queued <= 0 or executions >= (1 if streams else PIPELINE_DEPTH):
+        return Wait()
+    if batch is None:
+        return Send(1)
+    if queued >= batch.max_size:
+        return Send(batch.max_size)
+    if executions > 0:
+        return Wait()
+    left_s = batch.max_wait_ms / 1000.0 - oldest_wait_s
+    return Wait(left_s) if left_s > 0.0 else Send(queued)

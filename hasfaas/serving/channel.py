@@ -1,0 +1,120 @@
+"""A replica's socket, from the gateway's side: frames out, events in. It decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from typing import Protocol
+
+from hasfaas.core.errors import InvalidRequestError
+from hasfaas.wire import frames
+from hasfaas.wire.frames import Frame, FrameKind, FrameReader, RawPayload
+
+
+class ChannelEvents(Protocol):
+    """What a channel tells its owner."""
+
+    def ready(self) -> None: ...
+
+    def failed(self, status: bytes) -> None: ...
+
+    def result(self, call_id: int, payload: RawPayload) -> None: ...
+
+    def item(self, call_id: int, payload: RawPayload) -> None: ...
+
+    def end(self, call_id: int) -> None: ...
+
+    def error(self, call_id: int, status: bytes) -> None: ...
+
+    def lost(self) -> None: ...
+
+
+class ReplicaChannel(asyncio.BufferedProtocol):
+    """One connected unix socket. `lost` is called exactly once, whichever side closes."""
+
+    def __init__(self, events: ChannelEvents) -> None:
+        self._events = events
+        self._reader = FrameReader()
+        self._transport: asyncio.Transport | None = None
+
+    @classmethod
+    async def open(cls, sock: socket.socket, events: ChannelEvents) -> ReplicaChannel:
+        """Takes over a connected socket."""
+        loop = asyncio.get_running_loop()
+        _, channel = await loop.create_connection(lambda: cls(events), sock=sock)
+        return channel
+
+    def execute(self, calls: Sequence[tuple[int, RawPayload]]) -> None:
+        """Sends a batch for one execution."""
+        self._write(frames.pack_execute(calls))
+
+    def cancel(self, call_id: int) -> None:
+        """What has not started must not; a stream ends at its next item."""
+        self._write(frames.pack(FrameKind.CANCEL, call_id))
+
+    def credit(self, call_id: int, items: int) -> None:
+        """Lets a stream send so many more items."""
+        self._write(frames.pack(FrameKind.CREDIT, call_id, items))
+
+    def shutdown(self) -> None:
+        """Asks the replica to end after what it was sent."""
+        self._write(frames.pack(FrameKind.SHUTDOWN))
+
+    def close(self) -> None:
+        """Closes our end; the replica sees the end of file and exits."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _write(self, pieces: list[frames.Buffer]) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        small = b"".join(p for p in pieces[:1])
+        if sum(len(p) for p in pieces) <= 65536:
+            transport.write(b"".join(pieces))
+            return
+        transport.write(small)
+        for piece in pieces[1:]:
+            transport.write(piece)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.set_write_buffer_limits(high=4 * 2**20)
+        self._transport = transport
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._reader.buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        try:
+            for frame in self._reader.advance(nbytes):
+                self._dispatch(frame)
+        except InvalidRequestError:
+            # A replica that no longer speaks the protocol (its user's code wrote to our socket) counts as dead.
+            self.close()
+
+    def _dispatch(self, frame: Frame) -> None:
+        events = self._events
+        match frame.kind:
+            case FrameKind.RESULT:
+                events.result(frame.call_id, frames.unpack_payload(frame))
+            case FrameKind.ITEM:
+                events.item(frame.call_id, frames.unpack_payload(frame))
+            case FrameKind.END:
+                events.end(frame.call_id)
+            case FrameKind.ERROR:
+                events.error(frame.call_id, bytes(frame.body))
+            case FrameKind.READY:
+                events.ready()
+            case FrameKind.FAILED:
+                events.failed(bytes(frame.body))
+            case FrameKind.EXECUTE | FrameKind.CANCEL | FrameKind.CREDIT | FrameKind.SHUTDOWN:
+                raise InvalidRequestError(f"a replica sent {frame.kind.name}, which only a gateway sends")
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._events.lost()

@@ -1,0 +1,496 @@
+"""The gateway's gRPC service: checks a request's envelope, hands it to the router, and sends back what comes.
+
+It passes payload bytes on and never looks inside them. Every error that leaves is a canonical code with details.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import attrs
+import grpc
+from google.rpc import status_pb2
+from grpc_status import rpc_status
+
+from hasfaas.core.version import VERSION
+from hasfaas.core.errors import ConflictError, HasFaasError, InvalidRequestError, NotFoundError
+from hasfaas.core.spec import Kind
+from hasfaas.serving.ports import Control, FunctionRecord, Sizing, Store
+from hasfaas.serving.router import Call, Router
+from hasfaas.serving.views import device_to_proto, function_to_proto
+from hasfaas.wire import bundle as bundles
+from hasfaas.wire.convert import spec_from_proto
+from hasfaas.wire.frames import RawPayload
+from hasfaas.wire.payload import blob_nbytes
+from hasfaas.wire.status import from_status, to_status
+from hasfaas.wire.v1 import functions_pb2 as pb
+from hasfaas.wire.v1 import functions_pb2_grpc, payload_pb2
+
+T = TypeVar("T")
+Context = grpc.aio.ServicerContext
+CHUNK_BYTES = 1 << 20
+# A session may hold so many bytes of half-received arguments.
+MAX_PARTIAL_BYTES = 1 << 30
+
+
+class UnarySink:
+    """Gathers the one answer of a call as a future."""
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[RawPayload] = asyncio.get_running_loop().create_future()
+
+    def result(self, payload: RawPayload) -> None:
+        if not self.future.done():
+            self.future.set_result(payload)
+
+    def item(self, payload: RawPayload) -> None:
+        self._fail(InvalidRequestError("this function streams: call it with InvokeStream, or `.stream(...)`"))
+
+    def end(self) -> None:
+        self._fail(InvalidRequestError("this function streams: call it with InvokeStream, or `.stream(...)`"))
+
+    def error(self, status: bytes) -> None:
+        self._fail(from_status(status_pb2.Status.FromString(status)), status)
+
+    def _fail(self, exc: HasFaasError, status: bytes | None = None) -> None:
+        if not self.future.done():
+            self.future.set_exception(StatusError(status or to_status(exc).SerializeToString()))
+
+
+class StatusError(Exception):
+    """A serialised google.rpc.Status on its way out."""
+
+    def __init__(self, status: bytes) -> None:
+        super().__init__()
+        self.status = status
+
+
+class StreamSink:
+    """Hands items to one reader; `None` ends the stream."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[RawPayload | StatusError | None] = asyncio.Queue()
+
+    def result(self, payload: RawPayload) -> None:
+        self.queue.put_nowait(payload)
+        self.queue.put_nowait(None)
+
+    def item(self, payload: RawPayload) -> None:
+        self.queue.put_nowait(payload)
+
+    def end(self) -> None:
+        self.queue.put_nowait(None)
+
+    def error(self, status: bytes) -> None:
+        self.queue.put_nowait(StatusError(status))
+
+
+class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
+    """FunctionService over a router, a store and whoever controls the replicas."""
+
+    def __init__(
+        self,
+        router: Router,
+        store: Store,
+        control: Control,
+        *,
+        embedded: Callable[[], bool],
+        window_ms: float,
+        quantum_ms: float,
+    ) -> None:
+        self._router = router
+        self._store = store
+        self._control = control
+        self._embedded = embedded
+        self._window_ms = window_ms
+        self._quantum_ms = quantum_ms
+        self._started_s = time.monotonic()
+        self.sessions = 0
+        self.last_used_s = time.monotonic()
+
+    # -- calls -------------------------------------------------------------------------------------------------------
+
+    async def Invoke(self, request: pb.InvokeRequest, context: Context) -> pb.InvokeResponse:  # noqa: N802
+        return await _guard(context, self._invoke(request, context))
+
+    async def _invoke(self, request: pb.InvokeRequest, context: Context) -> pb.InvokeResponse:
+        sink = UnarySink()
+        call = self._submit(request, _raw(request.arguments), sink, context)
+        try:
+            payload = await sink.future
+        except asyncio.CancelledError:
+            self._router.cancel(call)
+            raise
+        return pb.InvokeResponse(result=_to_proto(payload))
+
+    async def InvokeStream(  # noqa: N802
+        self, request: pb.InvokeStreamRequest, context: Context
+    ) -> AsyncIterator[pb.InvokeStreamResponse]:
+        sink = StreamSink()
+        call: Call | None = None
+        try:
+            call = self._submit(request.call, _raw(request.call.arguments), sink, context)
+            while (item := await sink.queue.get()) is not None:
+                if isinstance(item, StatusError):
+                    raise item
+                yield pb.InvokeStreamResponse(item=_to_proto(item))
+                self._router.credit(call, 1)
+        except (HasFaasError, StatusError) as exc:
+            await _abort(context, exc)
+        finally:
+            if call is not None:
+                self._router.cancel(call)
+
+    async def Session(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.SessionRequest], context: Context
+    ) -> None:
+        self.sessions += 1
+        session = _Session(self, self._router)
+        writer = asyncio.ensure_future(session.write_to(context))
+        try:
+            async for request in request_iterator:
+                session.take(request)
+        finally:
+            session.close()
+            writer.cancel()
+            self.sessions -= 1
+            self.last_used_s = time.monotonic()
+
+    def _submit(self, request: pb.InvokeRequest, raw: RawPayload, sink: object, context: Context) -> Call:
+        left_s = context.time_remaining()
+        wanted_s = request.timeout_s or None
+        timeout_s = min((s for s in (left_s, wanted_s) if s is not None), default=None)
+        return self.submit(request, raw, sink, timeout_s)
+
+    def submit(self, request: pb.InvokeRequest, raw: RawPayload, sink: object, timeout_s: float | None) -> Call:
+        """Hands one call to the router, after checking that the version it names is the one that serves."""
+        self.last_used_s = time.monotonic()
+        name = request.function
+        if request.version:
+            record = self.record(name)
+            if record.version != request.version:
+                raise ConflictError(
+                    f"{name}: version {request.version} was superseded by {record.version}; "
+                    "deploy again from this script, or call it by name with `hasfaas invoke`"
+                )
+            name = record.name
+        else:
+            name = self.record(name).name
+        return self._router.submit(name, raw, timeout_s=timeout_s, sink=sink)  # type: ignore[arg-type]
+
+    # -- functions ---------------------------------------------------------------------------------------------------
+
+    async def Deploy(self, request: pb.DeployRequest, context: Context) -> pb.DeployResponse:  # noqa: N802
+        return await _guard(context, self._deploy(request))
+
+    async def _deploy(self, request: pb.DeployRequest) -> pb.DeployResponse:
+        self.last_used_s = time.monotonic()
+        manifest = bundles.read_manifest(request.bundle)
+        if (manifest.name, manifest.version) != (request.name, request.version):
+            raise InvalidRequestError(
+                f"the bundle is of {manifest.name} {manifest.version}, the request of {request.name} {request.version}"
+            )
+        known = self._store.get(request.name)
+        record = FunctionRecord(
+            name=request.name,
+            version=request.version,
+            kind=Kind(manifest.kind),
+            spec=spec_from_proto(request.spec),
+            python=manifest.python,
+            packages=tuple(name for name, _ in manifest.fingerprint.packages),
+            bundle_sha256=hashlib.sha256(request.bundle).hexdigest(),
+            signature=request.signature,
+            sizing=known.sizing if known else Sizing(),
+        )
+        changed = known is None or known.version != record.version or known.spec != record.spec
+        if changed:
+            self._store.put(record, request.bundle)
+        try:
+            await self._control.deploy(self._store.get(request.name) or record, warm=request.warm)
+        except HasFaasError:
+            # What cannot start is not left behind as deployed, and what served before goes on.
+            if changed and known is None:
+                self._store.delete(request.name)
+            elif changed and known is not None:
+                self._store.put(known, self._store.bundle_path(known.bundle_sha256).read_bytes())
+            raise
+        return pb.DeployResponse(name=record.name, version=record.version, changed=changed)
+
+    async def ListFunctions(  # noqa: N802
+        self, request: pb.ListFunctionsRequest, context: Context
+    ) -> pb.ListFunctionsResponse:
+        async def answer() -> pb.ListFunctionsResponse:
+            records = [self.record(request.name)] if request.name else self._store.all()
+            return pb.ListFunctionsResponse(functions=[self._status(r) for r in records])
+
+        return await _guard(context, answer())
+
+    async def DeleteFunction(  # noqa: N802
+        self, request: pb.DeleteFunctionRequest, context: Context
+    ) -> pb.DeleteFunctionResponse:
+        async def answer() -> pb.DeleteFunctionResponse:
+            name = self.record(request.name).name
+            self._store.delete(name)
+            await self._control.delete(name)
+            return pb.DeleteFunctionResponse()
+
+        return await _guard(context, answer())
+
+    async def ScaleFunction(  # noqa: N802
+        self, request: pb.ScaleFunctionRequest, context: Context
+    ) -> pb.ScaleFunctionResponse:
+        async def answer() -> pb.ScaleFunctionResponse:
+            record = self.record(request.name)
+            change = Sizing(
+                quota_percent=request.quota_percent if request.HasField("quota_percent") else None,
+                sm_percent=request.sm_percent if request.HasField("sm_percent") else None,
+                replicas=request.replicas if request.HasField("replicas") else None,
+            )
+            applied_ms = await self._control.scale(record, change)
+            fresh = self.record(record.name)
+            return pb.ScaleFunctionResponse(function=self._status(fresh), applied_ms=applied_ms)
+
+        return await _guard(context, answer())
+
+    async def StreamLogs(  # noqa: N802
+        self, request: pb.StreamLogsRequest, context: Context
+    ) -> AsyncIterator[pb.StreamLogsResponse]:
+        try:
+            name = self.record(request.name).name
+        except HasFaasError as exc:
+            await _abort(context, exc)
+        positions: dict[Path, int] = {}
+        while True:
+            for replica_id, path in self._control.logs(name):
+                lines, positions[path] = _read_lines(path, positions.get(path), request.tail)
+                for line in lines:
+                    yield pb.StreamLogsResponse(replica_id=replica_id, line=line)
+            if not request.follow:
+                return
+            await asyncio.sleep(0.2)
+
+    async def GetStatus(  # noqa: N802
+        self, request: pb.GetStatusRequest, context: Context
+    ) -> pb.GetStatusResponse:
+        import os
+
+        return pb.GetStatusResponse(
+            hasfaas_version=VERSION,
+            pid=os.getpid(),
+            uptime_s=time.monotonic() - self._started_s,
+            embedded=self._embedded(),
+            devices=[device_to_proto(view) for view in self._control.devices()],
+            functions=[self._status(record) for record in self._store.all()],
+            window_ms=self._window_ms,
+            quantum_ms=self._quantum_ms,
+            at_ns=time.monotonic_ns(),
+        )
+
+    def record(self, name: str) -> FunctionRecord:
+        """The function of that name, or the only one whose name ends in `.name`. NotFoundError, InvalidRequestError."""
+        exact = self._store.get(name)
+        if exact is not None:
+            return exact
+        ending = [r for r in self._store.all() if r.name.endswith(f".{name}")]
+        if len(ending) == 1:
+            return ending[0]
+        if ending:
+            names = ", ".join(r.name for r in ending)
+            raise InvalidRequestError(f"function {name!r} is ambiguous: {names}; give the whole name")
+        known = ", ".join(r.name for r in self._store.all()) or "nothing"
+        raise NotFoundError(f"function {name!r} is not deployed; deployed: {known}")
+
+    def _status(self, record: FunctionRecord) -> pb.FunctionStatus:
+        return function_to_proto(record, self._control.replicas(record.name), self._router)
+
+
+@attrs.define(eq=False)
+class _Partial:
+    request: pb.InvokeRequest
+    missing: int
+    chunks: list[bytes]
+
+
+class _Session:
+    """Many calls of one client on one stream."""
+
+    def __init__(self, service: GatewayService, router: Router) -> None:
+        self._service = service
+        self._router = router
+        self._calls: dict[int, Call] = {}
+        self._partial: dict[int, _Partial] = {}
+        self._partial_bytes = 0
+        self._out: deque[pb.SessionResponse] = deque()
+        self._some = asyncio.Event()
+
+    async def write_to(self, context: Context) -> None:
+        """Sends what the calls answer, in order, as fast as the client reads."""
+        out = self._out
+        while True:
+            while out:
+                await context.write(out.popleft())
+            self._some.clear()
+            await self._some.wait()
+
+    def take(self, request: pb.SessionRequest) -> None:
+        """One frame from the client. What is wrong with it is an answer to that call, never the end of the session."""
+        call_id = request.call_id
+        match request.WhichOneof("frame"):
+            case "start":
+                self._begin(call_id, request.start)
+            case "chunk":
+                self._chunk(call_id, request.chunk)
+            case "cancel":
+                self._forget(call_id)
+                call = self._calls.pop(call_id, None)
+                if call is not None:
+                    self._router.cancel(call)
+            case "credit":
+                call = self._calls.get(call_id)
+                if call is not None:
+                    self._router.credit(call, request.credit.items)
+
+    def close(self) -> None:
+        """The client has left: what has not been answered is taken back."""
+        for call in list(self._calls.values()):
+            self._router.cancel(call)
+        self._calls.clear()
+        self._partial.clear()
+
+    def send(self, response: pb.SessionResponse) -> None:
+        """Queues one frame for the client."""
+        self._out.append(response)
+        self._some.set()
+
+    def send_payload(self, call_id: int, field: str, payload: RawPayload) -> None:
+        """A payload, its blob cut into chunks when it is large."""
+        blob = payload.chunks[0] if len(payload.chunks) == 1 else b"".join(payload.chunks)
+        first = payload_pb2.Payload(
+            codec=payload.codec,  # type: ignore[arg-type]
+            head=payload.head,
+            sizes=payload.sizes,
+            data=bytes(blob[:CHUNK_BYTES]),
+        )
+        self.send(pb.SessionResponse(call_id=call_id, **{field: first}))  # type: ignore[arg-type]
+        for start in range(CHUNK_BYTES, len(blob), CHUNK_BYTES):
+            chunk = bytes(blob[start : start + CHUNK_BYTES])
+            self.send(pb.SessionResponse(call_id=call_id, chunk=chunk))
+
+    def ended(self, call_id: int) -> None:
+        """The call has answered."""
+        self._calls.pop(call_id, None)
+
+    def _begin(self, call_id: int, request: pb.InvokeRequest) -> None:
+        missing = blob_nbytes(tuple(request.arguments.sizes)) - len(request.arguments.data)
+        if missing > 0:
+            if self._partial_bytes + missing > MAX_PARTIAL_BYTES:
+                self._fail(call_id, InvalidRequestError(f"arguments of {missing >> 20} MiB exceed the session's limit"))
+                return
+            self._partial_bytes += missing
+            self._partial[call_id] = _Partial(request, missing, [request.arguments.data])
+            return
+        self._submit(call_id, request, _raw(request.arguments))
+
+    def _chunk(self, call_id: int, chunk: bytes) -> None:
+        partial = self._partial.get(call_id)
+        if partial is None:
+            return  # of a call that was refused or cancelled while its chunks were under way
+        partial.chunks.append(chunk)
+        partial.missing -= len(chunk)
+        self._partial_bytes -= len(chunk)
+        if partial.missing <= 0:
+            del self._partial[call_id]
+            arguments = partial.request.arguments
+            raw = RawPayload(arguments.codec, arguments.head, tuple(arguments.sizes), tuple(partial.chunks))
+            self._submit(call_id, partial.request, raw)
+
+    def _forget(self, call_id: int) -> None:
+        partial = self._partial.pop(call_id, None)
+        if partial is not None:
+            self._partial_bytes -= partial.missing
+
+    def _submit(self, call_id: int, request: pb.InvokeRequest, raw: RawPayload) -> None:
+        sink = _SessionSink(self, call_id)
+        try:
+            call = self._service.submit(request, raw, sink, request.timeout_s or None)
+        except HasFaasError as exc:
+            self._fail(call_id, exc)
+            return
+        if not call.done:
+            self._calls[call_id] = call
+
+    def _fail(self, call_id: int, exc: HasFaasError) -> None:
+        self.send(pb.SessionResponse(call_id=call_id, error=to_status(exc)))
+
+
+@attrs.define(eq=False)
+class _SessionSink:
+    session: _Session
+    call_id: int
+
+    def result(self, payload: RawPayload) -> None:
+        self.session.ended(self.call_id)
+        self.session.send_payload(self.call_id, "result", payload)
+
+    def item(self, payload: RawPayload) -> None:
+        self.session.send_payload(self.call_id, "item", payload)
+
+    def end(self) -> None:
+        self.session.ended(self.call_id)
+        self.session.send(pb.SessionResponse(call_id=self.call_id, end=pb.SessionResponse.End()))
+
+    def error(self, status: bytes) -> None:
+        self.session.ended(self.call_id)
+        message = status_pb2.Status.FromString(status)
+        self.session.send(pb.SessionResponse(call_id=self.call_id, error=message))
+
+
+def _raw(message: payload_pb2.Payload) -> RawPayload:
+    data = message.data
+    sizes = tuple(message.sizes)
+    if len(data) != blob_nbytes(sizes):
+        raise InvalidRequestError(f"a payload announces {blob_nbytes(sizes)} bytes and holds {len(data)}")
+    return RawPayload(message.codec, message.head, sizes, (data,) if data else ())
+
+
+def _to_proto(payload: RawPayload) -> payload_pb2.Payload:
+    return payload_pb2.Payload(
+        codec=payload.codec,  # type: ignore[arg-type]
+        head=payload.head,
+        sizes=payload.sizes,
+        data=b"".join(payload.chunks),
+    )
+
+
+def _read_lines(path: Path, position: int | None, tail: int) -> tuple[list[str], int]:
+    """New whole lines of a log since `position`; on the first read the last `tail` ones, or all."""
+    try:
+        with path.open("rb") as file:
+            file.seek(position or 0)
+            data = file.read()
+    except FileNotFoundError:
+        return [], position or 0
+    whole = data[: data.rfind(b"\n") + 1]
+    lines = whole.decode(errors="replace").splitlines()
+    if position is None and tail:
+        lines = lines[-tail:]
+    return lines, (position or 0) + len(whole)
+
+
+async def _guard(context: Context, work: Awaitable[T]) -> T:
+    try:
+        return await work
+    except (HasFaasError, StatusError) as exc:
+        await _abort(context, exc)
+        raise AssertionError("abort does not return") from exc
+
+
+async def _abort(context: Context, exc: HasFaasError | StatusError) -> None:
+    status = status_pb2.Status.FromString(exc.status) if isinstance(exc, StatusError) else to_status(exc)
+    await context.abort_with_status(rpc_status.to_status(status))

@@ -1,0 +1,415 @@
+"""The bounded queue of each function, its replica table, and who gets what next.
+
+Everything here runs on the gateway's event loop, so there are no locks. The decisions are `batching.decide` and
+`policies.pick`; this file keeps the state they are asked about, and acts on their answers.
+
+Law: an accepted call ends exactly once, as a result, an error or a cancellation; one whose deadline has passed, or that
+was taken back, is never sent to a replica.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import attrs
+
+from hasfaas.core.errors import (
+    CancelledError,
+    DeadlineError,
+    HasFaasError,
+    NotFoundError,
+    OverloadedError,
+    UnavailableError,
+)
+from hasfaas.core.spec import FunctionSpec
+from hasfaas.serving import batching, policies
+from hasfaas.serving.channel import ReplicaChannel
+from hasfaas.serving.ports import Demand, Sink
+from hasfaas.wire.frames import RawPayload
+from hasfaas.wire.status import to_status
+
+MAX_ATTEMPTS = 3
+STREAM_CREDIT = 16
+MAX_QUEUED_BYTES = 1 << 30
+
+
+@attrs.define(eq=False)
+class Call:
+    """One accepted call. `replica` is None while it waits."""
+
+    call_id: int
+    function: str
+    arguments: RawPayload
+    arrived_s: float
+    deadline_s: float
+    sink: Sink
+    attempts: int = 0
+    items: int = 0
+    done: bool = False
+    replica: _Replica | None = None
+    timer: asyncio.TimerHandle | None = None
+
+
+@attrs.define
+class Counts:
+    """What has become of the calls of one function. `slo_met` counts completed calls within the promise."""
+
+    accepted: int = 0
+    completed: int = 0
+    failed: int = 0
+    refused: int = 0
+    expired: int = 0
+    cancelled: int = 0
+    redispatched: int = 0
+    slo_met: int = 0
+
+
+@attrs.define(eq=False)
+class _Replica:
+    replica_id: str
+    channel: ReplicaChannel
+    quota_percent: float
+    executions: list[set[int]] = attrs.field(factory=list)
+    draining: bool = False
+    idle: asyncio.Event = attrs.field(factory=asyncio.Event)
+
+
+@attrs.define(eq=False)
+class _Function:
+    name: str
+    spec: FunctionSpec
+    streams: bool
+    heap: list[tuple[float, int, Call]] = attrs.field(factory=list)
+    waiting: int = 0
+    replicas: dict[str, _Replica] = attrs.field(factory=dict)
+    counts: Counts = attrs.field(factory=Counts)
+    pump_timer: asyncio.TimerHandle | None = None
+
+
+class Router:
+    """Queues and the replica table. `demand(name)` is called when calls wait and no replica serves."""
+
+    def __init__(self, *, max_queue: int, demand: Demand, now_s: Callable[[], float]) -> None:
+        self._max_queue = max_queue
+        self._demand = demand
+        self._now_s = now_s
+        self._functions: dict[str, _Function] = {}
+        self._calls: dict[int, Call] = {}
+        self._ids = itertools.count(1)
+        self._order = itertools.count()
+        self._queued_bytes = 0
+
+    # -- functions ---------------------------------------------------------------------------------------------------
+
+    def set_function(self, name: str, spec: FunctionSpec, *, streams: bool) -> None:
+        """Adds a function, or changes the options of one; its queue and counts stay."""
+        known = self._functions.get(name)
+        if known is None:
+            self._functions[name] = _Function(name, spec, streams)
+        else:
+            known.spec, known.streams = spec, streams
+
+    def drop_function(self, name: str, why: HasFaasError) -> None:
+        """Ends a function: what waits gets `why`."""
+        function = self._functions.pop(name, None)
+        if function is not None:
+            self._fail_waiting(function, why)
+
+    def depth(self, name: str) -> int:
+        """Calls that wait."""
+        function = self._functions.get(name)
+        return function.waiting if function else 0
+
+    def counts(self, name: str) -> Counts:
+        """The counts of one function, live."""
+        return self._functions[name].counts
+
+    def in_flight(self, replica_id: str) -> int:
+        """Calls that a replica holds."""
+        for function in self._functions.values():
+            replica = function.replicas.get(replica_id)
+            if replica is not None:
+                return sum(len(batch) for batch in replica.executions)
+        return 0
+
+    @property
+    def outstanding(self) -> int:
+        """Accepted calls that have not ended, of all functions."""
+        return len(self._calls)
+
+    # -- calls -------------------------------------------------------------------------------------------------------
+
+    def submit(self, name: str, arguments: RawPayload, *, timeout_s: float | None, sink: Sink) -> Call:
+        """Accepts a call, or raises: NotFoundError; OverloadedError when the queue is full; DeadlineError when no time is
+        left. An accepted call answers through `sink`."""
+        function = self._functions.get(name)
+        if function is None:
+            raise NotFoundError(f"function {name!r} is not deployed; `hasfaas ps` lists what is")
+        now_s = self._now_s()
+        budget_s = function.spec.timeout_s if timeout_s is None else timeout_s
+        if budget_s <= 0.0:
+            function.counts.expired += 1
+            raise DeadlineError(f"{name}: the caller's time was over on arrival", reason="DEADLINE_IN_QUEUE")
+        if function.waiting >= self._max_queue or self._queued_bytes + arguments.nbytes > MAX_QUEUED_BYTES:
+            function.counts.refused += 1
+            raise OverloadedError(
+                f"{name}: {function.waiting} calls wait, at most {self._max_queue} may "
+                f"({self._queued_bytes >> 20} MiB of arguments, at most {MAX_QUEUED_BYTES >> 20}); "
+                "slow down, add replicas with `hasfaas scale`, or raise local.max_queue",
+                retry_after_s=max(0.05, function.spec.slo_ms / 1000.0),
+            )
+        call = Call(next(self._ids), name, arguments, now_s, now_s + budget_s, sink)
+        call.timer = asyncio.get_running_loop().call_later(budget_s, self._expire, call)
+        self._calls[call.call_id] = call
+        function.counts.accepted += 1
+        self._queue(function, call)
+        self.pump(name)
+        return call
+
+    def cancel(self, call: Call) -> None:
+        """Takes a call back; harmless when it has ended."""
+        function = self._functions.get(call.function)
+        if not call.done and function is not None:
+            function.counts.cancelled += 1
+            self._abandon(call)
+            self._error(call, CancelledError(f"{call.function}: the call was cancelled"))
+
+    def credit(self, call: Call, items: int) -> None:
+        """The reader of a stream has taken `items` more."""
+        if call.replica is not None:
+            call.replica.channel.credit(call.call_id, items)
+
+    # -- replicas ----------------------------------------------------------------------------------------------------
+
+    def attach(self, name: str, replica_id: str, channel: ReplicaChannel, quota_percent: float) -> None:
+        """A replica is ready to serve."""
+        function = self._functions.get(name)
+        if function is None:
+            channel.shutdown()
+            return
+        function.replicas[replica_id] = _Replica(replica_id, channel, quota_percent)
+        self.pump(name)
+
+    def requota(self, name: str, replica_id: str, quota_percent: float) -> None:
+        """A replica's quota has changed."""
+        function = self._functions.get(name)
+        if function is not None and replica_id in function.replicas:
+            function.replicas[replica_id].quota_percent = quota_percent
+            self.pump(name)
+
+    async def drain(self, name: str, replica_id: str, timeout_s: float) -> bool:
+        """Sends a replica nothing more and waits for what it has; whether all of it ended in time."""
+        function = self._functions.get(name)
+        replica = function.replicas.get(replica_id) if function else None
+        if replica is None:
+            return True
+        replica.draining = True
+        if replica.executions:
+            try:
+                await asyncio.wait_for(replica.idle.wait(), timeout_s)
+            except TimeoutError:
+                return False
+        return True
+
+    def detach(self, name: str, replica_id: str, why: str) -> None:
+        """A replica is gone. Calls it held run again elsewhere where the function is idempotent, else they fail."""
+        function = self._functions.get(name)
+        replica = function.replicas.pop(replica_id, None) if function else None
+        if function is None or replica is None:
+            return
+        held = [self._calls[i] for batch in replica.executions for i in batch if i in self._calls]
+        replica.executions.clear()
+        replica.idle.set()
+        for call in held:
+            call.replica = None
+            if function.spec.idempotent and call.attempts < MAX_ATTEMPTS and call.items == 0:
+                function.counts.redispatched += 1
+                self._queue(function, call)
+            else:
+                self._error(call, self._lost_error(function, call, why))
+        self.pump(name)
+
+    def fail_waiting(self, name: str, why: HasFaasError) -> None:
+        """No replica can be had: what waits gets `why`."""
+        function = self._functions.get(name)
+        if function is not None:
+            self._fail_waiting(function, why)
+
+    # -- answers from channels ---------------------------------------------------------------------------------------
+
+    def on_result(self, name: str, replica_id: str, call_id: int, payload: RawPayload) -> None:
+        call = self._finish(name, replica_id, call_id)
+        if call is not None:
+            self._complete(call)
+            call.sink.result(payload)
+
+    def on_item(self, call_id: int, payload: RawPayload) -> None:
+        call = self._calls.get(call_id)
+        if call is not None and not call.done:
+            call.items += 1
+            call.sink.item(payload)
+
+    def on_end(self, name: str, replica_id: str, call_id: int) -> None:
+        call = self._finish(name, replica_id, call_id)
+        if call is not None:
+            self._complete(call)
+            call.sink.end()
+
+    def on_error(self, name: str, replica_id: str, call_id: int, status: bytes) -> None:
+        call = self._finish(name, replica_id, call_id)
+        if call is not None:
+            self._functions[name].counts.failed += 1
+            self._end(call)
+            call.sink.error(status)
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def pump(self, name: str) -> None:
+        """Sends what may be sent."""
+        function = self._functions.get(name)
+        if function is None:
+            return
+        if function.pump_timer is not None:
+            function.pump_timer.cancel()
+            function.pump_timer = None
+        while function.waiting:
+            replicas = [r for r in function.replicas.values() if not r.draining]
+            if not replicas:
+                self._demand(name)
+                return
+            most = 1 if function.streams else batching.PIPELINE_DEPTH
+            loads = [policies.ReplicaLoad(len(r.executions), r.quota_percent) for r in replicas]
+            chosen = policies.pick(loads, most=most)
+            if chosen is None:
+                return
+            replica = replicas[chosen]
+            oldest_s = self._now_s() - self._oldest(function)
+            match batching.decide(
+                function.waiting, oldest_s, function.spec.batch, len(replica.executions), streams=function.streams
+            ):
+                case batching.Send(count):
+                    self._send(function, replica, count)
+                case batching.Wait(delay_s):
+                    if delay_s is not None:
+                        loop = asyncio.get_running_loop()
+                        function.pump_timer = loop.call_later(delay_s, partial(self.pump, name))
+                    return
+
+    def _send(self, function: _Function, replica: _Replica, count: int) -> None:
+        calls = list(itertools.islice(self._take(function), count))
+        if not calls:
+            return
+        for call in calls:
+            call.replica = replica
+            call.attempts += 1
+        replica.executions.append({call.call_id for call in calls})
+        replica.idle.clear()
+        replica.channel.execute([(call.call_id, call.arguments) for call in calls])
+        if function.streams:
+            for call in calls:
+                replica.channel.credit(call.call_id, STREAM_CREDIT)
+
+    def _take(self, function: _Function) -> Iterable[Call]:
+        while function.heap:
+            call = heapq.heappop(function.heap)[2]
+            if call.done or call.replica is not None:
+                continue
+            function.waiting -= 1
+            self._queued_bytes -= call.arguments.nbytes
+            yield call
+
+    def _oldest(self, function: _Function) -> float:
+        while function.heap and function.heap[0][2].done:
+            heapq.heappop(function.heap)
+        return function.heap[0][2].arrived_s if function.heap else self._now_s()
+
+    def _queue(self, function: _Function, call: Call) -> None:
+        # Earliest deadline first; the promise is the deadline, so that a caller's long time-out is no handicap.
+        due_s = min(call.deadline_s, call.arrived_s + function.spec.slo_ms / 1000.0)
+        heapq.heappush(function.heap, (due_s, next(self._order), call))
+        function.waiting += 1
+        self._queued_bytes += call.arguments.nbytes
+
+    def _unqueue(self, call: Call) -> None:
+        """A waiting call leaves; its heap entry is skipped later."""
+        function = self._functions.get(call.function)
+        if function is not None:
+            function.waiting -= 1
+            if len(function.heap) > 2 * function.waiting + 64:
+                # Ended calls leave the heap lazily; without this, arguments of expired ones would pile up in it.
+                function.heap = [entry for entry in function.heap if not entry[2].done and entry[2] is not call]
+                heapq.heapify(function.heap)
+        self._queued_bytes -= call.arguments.nbytes
+
+    def _abandon(self, call: Call) -> None:
+        if call.replica is None:
+            self._unqueue(call)
+        else:
+            call.replica.channel.cancel(call.call_id)
+
+    def _expire(self, call: Call) -> None:
+        if call.done:
+            return
+        function = self._functions.get(call.function)
+        if function is not None:
+            function.counts.expired += 1
+        waited = call.replica is None
+        self._abandon(call)
+        spent_ms = (self._now_s() - call.arrived_s) * 1000.0
+        where = "while it waited; it never ran" if waited else "after it was sent to a replica; its result is dropped"
+        reason = "DEADLINE_IN_QUEUE" if waited else "DEADLINE_IN_EXECUTION"
+        self._error(
+            call,
+            DeadlineError(f"{call.function}: the caller's {spent_ms:.0f} ms ran out {where}", reason=reason),
+        )
+
+    def _finish(self, name: str, replica_id: str, call_id: int) -> Call | None:
+        """Frees the replica's slot; the call, or None when it had ended before (cancelled, expired)."""
+        function = self._functions.get(name)
+        replica = function.replicas.get(replica_id) if function else None
+        call = self._calls.get(call_id)
+        if replica is not None:
+            for batch in replica.executions:
+                batch.discard(call_id)
+            replica.executions = [batch for batch in replica.executions if batch]
+            if not replica.executions:
+                replica.idle.set()
+            asyncio.get_running_loop().call_soon(self.pump, name)
+        return call if call is not None and not call.done else None
+
+    def _complete(self, call: Call) -> None:
+        function = self._functions.get(call.function)
+        if function is not None:
+            function.counts.completed += 1
+            if (self._now_s() - call.arrived_s) * 1000.0 <= function.spec.slo_ms:
+                function.counts.slo_met += 1
+        self._end(call)
+
+    def _end(self, call: Call) -> None:
+        call.done = True
+        if call.timer is not None:
+            call.timer.cancel()
+        self._calls.pop(call.call_id, None)
+
+    def _error(self, call: Call, why: HasFaasError) -> None:
+        self._end(call)
+        call.sink.error(to_status(why).SerializeToString())
+
+    def _fail_waiting(self, function: _Function, why: HasFaasError) -> None:
+        for call in list(self._take(function)):
+            function.counts.failed += 1
+            self._error(call, why)
+
+    def _lost_error(self, function: _Function, call: Call, why: str) -> UnavailableError:
+        function.counts.failed += 1
+        if not function.spec.idempotent:
+            cure = "it may have run in part: declare idempotent=True to have such calls run again"
+        elif call.items:
+            cure = "a stream that has given items is not begun again"
+        else:
+            cure = f"it was tried {call.attempts} times"
+        return UnavailableError(f"{function.name}: the replica {why} with the call in it; {cure}", reason="EXECUTOR_CRASHED")

@@ -1,0 +1,138 @@
+"""What is deployed, kept on this machine: SQLite for the facts, one file per bundle named by its content.
+
+A gateway that is killed at any point leaves the last committed state; a bundle's file is complete before the row that
+names it is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+
+from hasfaas.core.errors import NotFoundError
+from hasfaas.core.spec import Batch, FunctionSpec, Kind
+from hasfaas.serving.ports import FunctionRecord, Sizing
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS functions (
+    name TEXT PRIMARY KEY,
+    record TEXT NOT NULL,
+    signature BLOB NOT NULL,
+    deployed_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
+) STRICT;
+CREATE TABLE IF NOT EXISTS versions (
+    name TEXT NOT NULL,
+    version TEXT NOT NULL,
+    bundle_sha256 TEXT NOT NULL,
+    deployed_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP,
+    PRIMARY KEY (name, version)
+) STRICT;
+"""
+
+
+class LocalStore:
+    """A store in one folder, made with mode 0700."""
+
+    def __init__(self, folder: Path) -> None:
+        self._bundles = folder / "bundles"
+        self._bundles.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        # Autocommit off by default: `with self._db` is one transaction.
+        self._db = sqlite3.connect(folder / "store.sqlite3")
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.executescript(SCHEMA)
+
+    def close(self) -> None:
+        """Closes the database; everything committed is on disk."""
+        self._db.close()
+
+    def put(self, record: FunctionRecord, bundle: bytes) -> None:
+        """Remembers a function under its name, in place of what had that name."""
+        self._write_bundle(record.bundle_sha256, bundle)
+        with self._db:
+            self._db.execute(
+                "INSERT OR REPLACE INTO functions (name, record, signature) VALUES (?, ?, ?)",
+                (record.name, json.dumps(_to_json(record)), record.signature),
+            )
+            self._db.execute(
+                "INSERT OR IGNORE INTO versions (name, version, bundle_sha256) VALUES (?, ?, ?)",
+                (record.name, record.version, record.bundle_sha256),
+            )
+
+    def get(self, name: str) -> FunctionRecord | None:
+        """The function of that name, None when there is none."""
+        row = self._db.execute("SELECT record, signature FROM functions WHERE name = ?", (name,)).fetchone()
+        return _from_json(json.loads(row[0]), row[1]) if row else None
+
+    def all(self) -> Sequence[FunctionRecord]:
+        """All functions, by name."""
+        rows = self._db.execute("SELECT record, signature FROM functions ORDER BY name").fetchall()
+        return [_from_json(json.loads(record), signature) for record, signature in rows]
+
+    def delete(self, name: str) -> None:
+        """Forgets a function and removes bundles that nothing names any more. NotFoundError when there is none."""
+        with self._db:
+            gone = self._db.execute("DELETE FROM functions WHERE name = ?", (name,)).rowcount
+            self._db.execute("DELETE FROM versions WHERE name = ?", (name,))
+        if not gone:
+            raise NotFoundError(f"function {name!r} is not deployed")
+        kept = {row[0] for row in self._db.execute("SELECT DISTINCT bundle_sha256 FROM versions")}
+        for path in self._bundles.glob("*.bundle"):
+            if path.stem not in kept:
+                path.unlink(missing_ok=True)
+
+    def resize(self, name: str, sizing: Sizing) -> None:
+        """Remembers what an operator set by hand."""
+        record = self.get(name)
+        if record is None:
+            raise NotFoundError(f"function {name!r} is not deployed")
+        changed = attrs.evolve(record, sizing=sizing)
+        with self._db:
+            self._db.execute(
+                "UPDATE functions SET record = ? WHERE name = ?", (json.dumps(_to_json(changed)), name)
+            )
+
+    def bundle_path(self, sha256: str) -> Path:
+        """The file of a bundle."""
+        return self._bundles / f"{sha256}.bundle"
+
+    def _write_bundle(self, sha256: str, bundle: bytes) -> None:
+        assert hashlib.sha256(bundle).hexdigest() == sha256, "a bundle is stored under its own digest"
+        path = self.bundle_path(sha256)
+        if path.exists():
+            return
+        with tempfile.NamedTemporaryFile(dir=self._bundles, delete=False) as file:
+            file.write(bundle)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(file.name, path)
+
+
+def _to_json(record: FunctionRecord) -> dict[str, object]:
+    fields = attrs.asdict(record, filter=lambda a, _: a.name != "signature")
+    fields["kind"] = record.kind.value
+    return fields
+
+
+def _from_json(fields: dict[str, object], signature: bytes) -> FunctionRecord:
+    spec = dict(fields["spec"])  # type: ignore[call-overload]
+    batch = spec.pop("batch")
+    return FunctionRecord(
+        name=str(fields["name"]),
+        version=str(fields["version"]),
+        kind=Kind(fields["kind"]),
+        spec=FunctionSpec(batch=Batch(**batch) if batch else None, **spec),
+        python=str(fields["python"]),
+        packages=tuple(fields["packages"]),  # type: ignore[arg-type]
+        bundle_sha256=str(fields["bundle_sha256"]),
+        signature=signature,
+        sizing=Sizing(**fields["sizing"]),  # type: ignore[arg-type]
+    )

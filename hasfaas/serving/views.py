@@ -1,0 +1,62 @@
+"""What `ps` and `status` show, as messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+
+from hasfaas.serving.ports import DeviceView, FunctionRecord, ReplicaView, Sizing
+from hasfaas.serving.router import Router
+from hasfaas.wire.convert import spec_to_proto, usage_to_proto
+from hasfaas.wire.v1 import functions_pb2 as pb
+
+
+def function_to_proto(record: FunctionRecord, replicas: Sequence[ReplicaView], router: Router) -> pb.FunctionStatus:
+    """One function with its replicas."""
+    return pb.FunctionStatus(
+        name=record.name,
+        version=record.version,
+        kind=record.kind.value,
+        spec=spec_to_proto(record.spec),
+        queue_depth=router.depth(record.name),
+        unprofiled=record.sizing == Sizing(),
+        replicas=[_replica_to_proto(view, router) for view in replicas],
+        calls=pb.CallCounts(**attrs.asdict(router.counts(record.name))),
+    )
+
+
+def _replica_to_proto(view: ReplicaView, router: Router) -> pb.ReplicaStatus:
+    return pb.ReplicaStatus(
+        replica_id=view.replica_id,
+        state=view.state,
+        device=view.device_id,
+        lane=view.lane,
+        sm_asked_percent=view.sm_asked_percent,
+        sm_granted_percent=view.sm_granted_percent,
+        quota_percent=view.quota_percent,
+        memory_bytes=view.memory_bytes,
+        pid=view.pid,
+        in_flight=router.in_flight(view.replica_id),
+        usage=usage_to_proto(view.usage),
+        version=view.version,
+        error=view.error,
+    )
+
+
+def device_to_proto(view: DeviceView) -> pb.DeviceStatus:
+    """One device with its lanes."""
+    return pb.DeviceStatus(
+        device_id=view.device_id,
+        kind=view.kind,
+        units=view.units,
+        memory_bytes=view.memory_bytes,
+        memory_used_bytes=view.memory_used_bytes,
+        occupancy=view.occupancy,
+        lanes=[
+            pb.DeviceStatus.Lane(
+                lane=lane.lane, units=lane.units, sm_percent=lane.sm_percent, quota_percent=lane.quota_percent
+            )
+            for lane in view.lanes
+        ],
+    )

@@ -1,0 +1,212 @@
+"""Frames between a gateway and a replica: a fixed header, a msgpack head, and a raw body that nobody in between opens.
+
+A frame is 24 bytes `<kind u8, pad 3, head length u32, call id u64, body length u64>`, then head, then body. Reading is
+sans-I/O: `FrameReader.buffer()` says where the next bytes go, `advance(n)` returns the frames they complete. A large body
+is received straight into its own buffer.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Iterable, Sequence
+
+import attrs
+import msgpack
+
+from hasfaas.core.errors import InvalidRequestError
+
+HEADER = struct.Struct("<BxxxIQQ")
+MAX_HEAD_BYTES = 64 * 2**20
+MAX_BODY_BYTES = 16 * 2**30
+SCRATCH_BYTES = 256 * 1024
+
+Buffer = bytes | bytearray | memoryview
+
+
+class FrameKind(enum.IntEnum):
+    """Below 10: gateway to replica. From 10: replica to gateway."""
+
+    EXECUTE = 1
+    CANCEL = 2
+    CREDIT = 3
+    SHUTDOWN = 4
+    READY = 10
+    FAILED = 11
+    RESULT = 12
+    ITEM = 13
+    END = 14
+    ERROR = 15
+
+
+@attrs.frozen
+class Frame:
+    """One message. `head` is what msgpack carried; `body` is raw."""
+
+    kind: FrameKind
+    call_id: int
+    head: object
+    body: Buffer
+
+
+@attrs.frozen
+class RawPayload:
+    """A payload that is only passed on: its codec's number, its head, the sizes of its buffers, and its blob in pieces."""
+
+    codec: int
+    head: bytes
+    sizes: tuple[int, ...]
+    chunks: tuple[Buffer, ...]
+
+    @property
+    def blob_bytes(self) -> int:
+        """Length of the blob."""
+        return sum(len(chunk) for chunk in self.chunks)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held: head and blob."""
+        return len(self.head) + self.blob_bytes
+
+
+@attrs.frozen
+class WorkItem:
+    """One call of an EXECUTE frame: `body` of the frame holds the items' blobs one after the other, 64-byte aligned."""
+
+    call_id: int
+    codec: int
+    head: bytes
+    sizes: tuple[int, ...]
+    blob_bytes: int
+
+
+ALIGNMENT = 64
+
+
+def padding(nbytes: int) -> int:
+    """Bytes to add so that what follows starts at a multiple of 64."""
+    return -nbytes % ALIGNMENT
+
+
+def pack(kind: FrameKind, call_id: int = 0, head: object = None, body: Sequence[Buffer] = ()) -> list[Buffer]:
+    """A frame as pieces, ready for a vectored write; the body is not copied."""
+    packed = b"" if head is None else msgpack.packb(head)
+    length = sum(len(piece) for piece in body)
+    return [HEADER.pack(kind, len(packed), call_id, length) + packed, *body]
+
+
+def pack_execute(calls: Iterable[tuple[int, RawPayload]]) -> list[Buffer]:
+    """An EXECUTE frame for a batch of (call id, arguments)."""
+    heads: list[object] = []
+    body: list[Buffer] = []
+    for call_id, payload in calls:
+        size = payload.blob_bytes
+        heads.append((call_id, payload.codec, payload.head, payload.sizes, size))
+        body.extend(payload.chunks)
+        if padding(size):
+            body.append(bytes(padding(size)))
+    return pack(FrameKind.EXECUTE, 0, heads, body)
+
+
+def unpack_execute(frame: Frame) -> list[tuple[WorkItem, memoryview]]:
+    """The items of an EXECUTE frame, each with its blob as a view of the frame's body."""
+    view = memoryview(frame.body)
+    offset = 0
+    items: list[tuple[WorkItem, memoryview]] = []
+    for call_id, codec, head, sizes, size in frame.head:  # type: ignore[attr-defined]
+        items.append((WorkItem(call_id, codec, head, tuple(sizes), size), view[offset : offset + size]))
+        offset += size + padding(size)
+    return items
+
+
+def pack_payload(kind: FrameKind, call_id: int, payload: RawPayload) -> list[Buffer]:
+    """A RESULT or ITEM frame."""
+    return pack(kind, call_id, (payload.codec, payload.head, payload.sizes), payload.chunks)
+
+
+def unpack_payload(frame: Frame) -> RawPayload:
+    """The payload of a RESULT or ITEM frame."""
+    codec, head, sizes = frame.head  # type: ignore[misc]
+    return RawPayload(codec, head, tuple(sizes), (frame.body,) if len(frame.body) else ())
+
+
+class FrameReader:
+    """Assembles frames from bytes as they come. Raises InvalidRequestError on a header that no peer of ours sends."""
+
+    def __init__(self) -> None:
+        self._scratch = bytearray(SCRATCH_BYTES)
+        self._start = 0
+        self._end = 0
+        self._body: bytearray | None = None
+        self._filled = 0
+        self._pending: tuple[FrameKind, int, object] | None = None
+
+    def buffer(self) -> memoryview:
+        """Where to put the next bytes; never empty."""
+        if self._body is not None:
+            return memoryview(self._body)[self._filled :]
+        return memoryview(self._scratch)[self._end :]
+
+    def advance(self, count: int) -> list[Frame]:
+        """Takes `count` bytes that were put into `buffer()` and returns the frames that are now whole."""
+        frames: list[Frame] = []
+        if self._body is not None:
+            self._filled += count
+            if self._filled == len(self._body):
+                frames.append(self._finish())
+            return frames
+        self._end += count
+        while self._body is None and self._parse(frames):
+            pass
+        self._compact()
+        return frames
+
+    def _finish(self) -> Frame:
+        assert self._pending is not None and self._body is not None
+        kind, call_id, head = self._pending
+        frame = Frame(kind, call_id, head, self._body)
+        self._pending, self._body, self._filled = None, None, 0
+        return frame
+
+    def _parse(self, frames: list[Frame]) -> bool:
+        available = self._end - self._start
+        if available < HEADER.size:
+            return False
+        kind, head_len, call_id, body_len = HEADER.unpack_from(self._scratch, self._start)
+        if head_len > MAX_HEAD_BYTES or body_len > MAX_BODY_BYTES:
+            raise InvalidRequestError(
+                f"a frame announces a head of {head_len} and a body of {body_len} bytes"
+            )
+        head_end = self._start + HEADER.size + head_len
+        if head_end > self._end:
+            self._reserve(HEADER.size + head_len)
+            return False
+        view = memoryview(self._scratch)
+        head = (
+            msgpack.unpackb(view[self._start + HEADER.size : head_end], use_list=False) if head_len else None
+        )
+        try:
+            known = FrameKind(kind)
+        except ValueError as exc:
+            raise InvalidRequestError(f"a frame of unknown kind {kind}") from exc
+        self._pending = (known, call_id, head)
+        body = bytearray(body_len)
+        take = min(body_len, self._end - head_end)
+        body[:take] = view[head_end : head_end + take]
+        self._start = head_end + take
+        self._body, self._filled = body, take
+        if take == body_len:
+            frames.append(self._finish())
+            return True
+        return False
+
+    def _reserve(self, needed: int) -> None:
+        if needed > len(self._scratch):
+            self._compact()
+            self._scratch = self._scratch + bytearray(needed - len(self._scratch))
+
+    def _compact(self) -> None:
+        left = self._end - self._start
+        if self._start:
+            self._scratch[:left] = self._scratch[self._start : self._end]
+            self._start, self._end = 0, left
