@@ -254,12 +254,13 @@ class Fleet:
             member = await self._launch(deployed, want or _want(deployed.record))
             deployed.failure, deployed.failures = None, 0
             return member
-        except HasFaasError as exc:
+        except Exception as cause:
+            exc = cause if isinstance(cause, HasFaasError) else _own_failure(deployed, cause)
             deployed.failures += 1
             deployed.failure = exc
             delay_s = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (deployed.failures - 1))
             deployed.retry_at_s = time.monotonic() + delay_s
-            raise
+            raise exc from cause
         finally:
             deployed.starting -= 1
 
@@ -457,6 +458,11 @@ def _check_sizing(record: FunctionRecord, sizing: Sizing) -> None:
             "deploy it with replicas=(least, most) that allow it",
             reason="BAD_OPTION",
         )
+
+
+def _own_failure(deployed: _Deployed, cause: Exception) -> BackendError:
+    """A bug of ours must not leave calls waiting for a replica that nobody starts."""
+    return BackendError(f"{deployed.record.name}: a replica could not be started: {type(cause).__name__}: {cause}")
 
 
 def _cause(code: int | None) -> str:

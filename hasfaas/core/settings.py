@@ -46,7 +46,8 @@ class DeviceSettings:
     """One `[[devices]]` table: `count` like devices.
 
     `memory` is the device's; `cores` is how many cores a cpu device owns. `sms`, `cold_start_s` and `profile`
-    (a file, or the table itself) describe a sim device. `id` names it for a function's `device=` option.
+    (a file, or the table itself) describe a sim device. `id` names it for a function's `device=` option; the
+    devices of a `count` above 1 are `id0`, `id1` and so on.
     """
 
     kind: str = attrs.field(default="cpu", validator=keys.choice(*DEVICE_KINDS))

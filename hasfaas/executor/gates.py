@@ -1,25 +1,20 @@
-"""Puts gates into a user's torch modules: measured over their first calls, then installed where they matter.
+"""Puts gates into a user's torch modules: measured over their first calls, installed where they matter.
 
-A gate stands in front of a module's `forward`, as an attribute of the instance. Hooks would be silently left out
-on torch's fused transformer path, or turn it off. While a module is watched, each of its submodules is timed and
-gated; after three calls only the chosen ones keep a gate. Law: outputs stay bit-equal, and `uninstall` leaves no
-trace.
+While a module is watched, it and each of its submodules are timed and gated. After three calls only the
+chosen ones keep a gate, and nothing else is left. Law: outputs stay bit-equal, `uninstall` leaves no trace.
 
 Times are the host's, which is right for devices that run synchronously.
 """
 
 from __future__ import annotations
 
-import functools
-import operator
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from hasfaas.executor.doors import Door, is_opaque, members
 from hasfaas.executor.gate_plan import Node, Plan, plan
 from hasfaas.executor.modules import find_modules
 
@@ -36,7 +31,7 @@ _ENDLESS = 1_000_000
 
 @attrs.frozen
 class Report:
-    """What is known about one module that the user's code calls: `gates` is None until it is calibrated."""
+    """What is known about one module that the user's code calls; `gates` is None before it is calibrated."""
 
     path: str
     profiled_calls: int = 0
@@ -68,7 +63,8 @@ class Calibration:
         self._target_ns = round(target_ms * NS_PER_MS)
         self._clock_ns = clock_ns
         self._roots: list[str] = []
-        self._doors: dict[int, _Door] = {}
+        self._doors: dict[int, Door] = {}
+        self._paths: set[str] = set()
         self._tops: dict[int, _Top] = {}
         self._stack: list[_Record] = []
         self._waited_ns = 0
@@ -77,18 +73,9 @@ class Calibration:
     def watch(self, modules: Mapping[str, nn.Module]) -> None:
         """Starts to measure these modules, by name, and all below them. Those already known start afresh."""
         self._roots += [name for name in modules if name not in self._roots]
-        taken = {door.path for door in self._doors.values()}
         watched: set[int] = set()
         for name, module in modules.items():
-            for path, member in _members(name, module):
-                watched.add(id(member))
-                door = self._doors.get(id(member))
-                if door is None:
-                    unique = path if path not in taken else f"{path}#{len(taken)}"
-                    door = self._doors[id(member)] = _Door(self, unique, member)
-                    taken.add(unique)
-                door.thread = threading.get_ident()
-                door.open(gated=False)
+            watched |= self._open_all(name, module)
         self._tops = {key: top for key, top in self._tops.items() if not top.members & watched}
 
     def begin(self) -> None:
@@ -104,19 +91,20 @@ class Calibration:
         for door in self._doors.values():
             door.close()
         self._doors.clear()
+        self._paths.clear()
         self._tops.clear()
         self._roots.clear()
 
     @property
     def reports(self) -> tuple[Report, ...]:
-        """One for each module that was called from outside; before any call, one for each watched root."""
+        """One for each module that was called from outside, or before any call for each watched root."""
         if not self._tops:
             return tuple(map(Report, self._roots))
         return tuple(top.report() for top in self._tops.values())
 
     @property
     def state(self) -> str:
-        """For people: `watching k/3` or `calibrated: n gates, max distance x ms`, by module if several."""
+        """For people: `watching k/3` or `calibrated: n gates, max distance x ms`, by module if many."""
         reports = self.reports
         if len(reports) == 1:
             return str(reports[0])
@@ -127,7 +115,7 @@ class Calibration:
         """How many modules have a gate for good."""
         return sum(door.gated for door in self._doors.values())
 
-    def _profiled(self, door: _Door, args: Any, kwargs: Any) -> Any:
+    def _profiled(self, door: Door, args: Any, kwargs: Any) -> Any:
         """One timed call of a watched module. A module inside itself is part of its outer call."""
         self._gate()
         if door.active:
@@ -157,14 +145,27 @@ class Calibration:
         finally:
             self._waited_ns += self._clock_ns() - start_ns
 
-    def _top(self, door: _Door) -> _Top:
+    def _open_all(self, name: str, module: nn.Module) -> set[int]:
+        """Times the module and all below it. Returns their ids."""
+        found = set()
+        for path, member in members(name, module):
+            if getattr(member, "forward", None) is None:
+                continue  # a scripted module with other methods only
+            found.add(id(member))
+            door = self._doors.get(id(member))
+            if door is None:
+                unique = path if path not in self._paths else f"{path}#{len(self._paths)}"
+                self._paths.add(unique)
+                door = self._doors[id(member)] = Door(unique, member, self._profiled, self._user_gate)
+            door.open(gated=False)
+        return found
+
+    def _top(self, door: Door) -> _Top:
         """The profile of a module that is called from outside. Its first call finds all below it timed."""
         top = self._tops.get(id(door.module))
         if top is None:
-            top = self._tops[id(door.module)] = _Top(door.path, {id(door.module)})
-            for _, member in _members(door.path, door.module):
-                top.members.add(id(member))
-                self._doors[id(member)].open(gated=False)
+            top = _Top(door.path, self._open_all(door.path, door.module))
+            self._tops[id(door.module)] = top
         if top.plan is None:
             top.looped = top.looped or 0 < top.invocation == self._invocation
             top.invocation = self._invocation
@@ -204,81 +205,16 @@ def calibrate(
     return calibration
 
 
-class _Door:
-    """Stands in for one module's `forward`: timed, gated, or (closed) not there."""
-
-    def __init__(self, owner: Calibration, path: str, module: nn.Module) -> None:
-        import torch
-
-        self.path = path
-        self.module = module
-        self.opaque = _is_opaque(module)
-        self.active = False
-        self.gated = False
-        self.thread = 0
-        self._owner = owner
-        self._open = False
-        self._is_compiling = torch.compiler.is_compiling
-        # After `module.compile()` torch calls this attribute, and traces the `forward` below it: nothing of ours
-        # may stand there.
-        compiled = getattr(module, "_compiled_call_impl", None) is not None
-        self._slot = "_compiled_call_impl" if compiled else "forward"
-        self.forward: Callable[..., Any] = getattr(module, self._slot)
-        self._had = self._slot in vars(module)
-        functools.update_wrapper(self, self.forward, updated=())
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # The compiler is asked first: while it traces, this is a constant, and it sees nothing of what follows.
-        if self._is_compiling() or not self._open or threading.get_ident() != self.thread:
-            return self.forward(*args, **kwargs)
-        if not self.gated:
-            return self._owner._profiled(self, args, kwargs)
-        self._owner._user_gate()
-        return self.forward(*args, **kwargs)
-
-    def open(self, *, gated: bool) -> None:
-        """Stands in front of the module from now on."""
-        self.gated = gated
-        if not self._open:
-            self._open = True
-            vars(self.module)[self._slot] = self
-
-    def close(self) -> None:
-        """Puts back what was there. If somebody has replaced or wrapped us meanwhile, we only let calls through."""
-        self._open = self.gated = False
-        attributes = vars(self.module)
-        if attributes.get(self._slot) is self:
-            if self._had:
-                attributes[self._slot] = self.forward
-            else:
-                del attributes[self._slot]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copy of the module calls itself, not the original, and has no gates."""
-        import copy
-
-        twin = memo.get(id(self.module))
-        if self._had or twin is None:
-            return copy.deepcopy(self.forward, memo)
-        return type(self.module).forward.__get__(twin)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A pickled module has no gates, and needs nothing of ours to be loaded."""
-        if self._had:
-            return operator.itemgetter(0), ((self.forward,),)
-        return getattr, (self.module, "forward")  # the instance is still bare then: its class's own
-
-
 @attrs.define(eq=False)
 class _Record:
     """What one module did within one call of a top."""
 
-    door: _Door
+    door: Door
     time_ns: int = 0
     calls: int = 0
     children: dict[int, _Record] = attrs.field(factory=dict)
 
-    def child(self, door: _Door) -> _Record:
+    def child(self, door: Door) -> _Record:
         found = self.children.get(id(door))
         if found is None:
             found = self.children[id(door)] = _Record(door)
@@ -323,29 +259,5 @@ def _merged(records: list[tuple[_Record, int]]) -> Node:
         min(record.time_ns // record.calls for record, _ in records),
         max(-(-record.calls // max(1, parent_calls)) for record, parent_calls in records),
         tuple(map(_merged, children.values())),
-        door.opaque,
+        is_opaque(door.module),
     )
-
-
-def _is_opaque(module: nn.Module) -> bool:
-    """Compiled and scripted modules: what they call inside is not ours to stand in front of."""
-    import torch
-
-    return (
-        isinstance(module, torch.jit.ScriptModule)
-        or getattr(module, "_compiled_call_impl", None) is not None
-        or "_orig_mod" in module._modules
-    )
-
-
-def _members(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The module and all below it, once each, by path; nothing below an opaque one."""
-    seen = {id(module)}
-    waiting = deque([(path, module)])
-    while waiting:
-        path, module = waiting.popleft()
-        yield path, module
-        for name, child in () if _is_opaque(module) else module.named_children():
-            if id(child) not in seen:
-                seen.add(id(child))
-                waiting.append((f"{path}.{name}", child))

@@ -20,11 +20,11 @@ _FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial, staticmet
 
 
 def find_modules(obj: object, fn: object) -> dict[str, nn.Module]:
-    """The modules that `obj` (a user's instance, or the function again) and `fn` (function or class) reach, by name.
+    """The modules that `obj` (a user's instance, or the function again) and `fn` (a function or class) reach.
 
-    Looked at are an instance's attributes, and a function's closure, defaults and the globals that its code
-    names, through helper functions of the same module; in all of these also lists, tuples, dicts and attributes.
-    Torch is not imported: where nobody has imported it, there are no modules.
+    The names are for people. Looked at are an instance's attributes, and a function's closure, defaults and
+    the globals that its code names, through helper functions of the same module; in all of these also lists,
+    dicts and attributes. Torch is not imported: where nobody has imported it, there are no modules.
     """
     torch: Any = sys.modules.get("torch")
     if torch is None:

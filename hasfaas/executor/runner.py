@@ -185,8 +185,8 @@ class Replica:
     def _run_group(self, calls: list[Arguments], *, batched: bool) -> list[Any]:
         """Outcomes, an exception standing for its call. A batch that raises is run again call by call: a bad item fails
         alone, and the others do not pay for it."""
-        if not self.lease.held:
-            self.lease.acquire()
+        self.lease.acquire()
+        self.calibration.begin()
         try:
             if batched:
                 outcomes = self.target.run_batch(calls)

@@ -18,7 +18,7 @@ from pathlib import Path
 import attrs
 
 from hasfaas.core.allocation import PPM_PER_PERCENT, Usage
-from hasfaas.core.errors import HasFaasError, NotFoundError
+from hasfaas.core.errors import NotFoundError
 from hasfaas.devices.base import DeviceInfo, DeviceSlice
 from hasfaas.executor.config import ReplicaConfig
 from hasfaas.executor.tokens import TokenTable
@@ -27,7 +27,8 @@ from hasfaas.node.lanes import Lane, Seat, Want
 from hasfaas.node.shm_files import shm_path, sweep_shm
 from hasfaas.node.zygotes import Environment, Zygote
 
-SLOTS = 64
+# 48 client contexts is what one MPS server takes (Volta and later), so more seats would promise what a GPU cannot.
+SLOTS = 48
 MAX_LOG_BYTES = 16 * 2**20
 
 
@@ -102,16 +103,16 @@ class NodeAgent:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         sweep_shm()
         for device_id in self.devices:
-            path = shm_path(os.getpid(), f"{device_id}.tokens")
             self._tables[device_id] = TokenTable.create(
-                path, lanes=seating.MAX_LANES, slots=SLOTS, window_ns=self._window_ns, quantum_ns=self._quantum_ns
+                _table_path(device_id), lanes=seating.MAX_LANES, slots=SLOTS, window_ns=self._window_ns, quantum_ns=self._quantum_ns
             )
 
     async def stop(self) -> None:
         """Kills what is left, ends the zygotes and removes the token tables."""
         for replica in list(self.replicas.values()):
             self.kill(replica.replica_id)
-        await asyncio.gather(*(asyncio.wait_for(r.ended.wait(), 5.0) for r in list(self.replicas.values())))
+        forked = [replica for replica in self.replicas.values() if replica.pid]
+        await asyncio.gather(*(asyncio.wait_for(r.ended.wait(), 5.0) for r in forked), return_exceptions=True)
         for task in self._zygotes.values():
             if task.done() and not task.cancelled() and task.exception() is None:
                 task.result().close()
@@ -161,7 +162,7 @@ class NodeAgent:
             part=DeviceSlice(
                 device.device_id, device.kind, placed.lane, placed.units, placed.sm_percent, device.options
             ),
-            token_path=str(table.path),
+            token_path=str(_table_path(placed.device_id)),
             slot=slot,
             memory_bytes=request.want.memory_bytes,
             batch_max=request.batch_max,
@@ -169,7 +170,7 @@ class NodeAgent:
         )
         try:
             await self._fork(replica, config, theirs)
-        except (HasFaasError, asyncio.CancelledError):
+        except BaseException:
             ours.close()
             self._vacate(replica)
             raise
@@ -311,6 +312,10 @@ class NodeAgent:
             self._apply(replica.device_id, seating.changed(lane.seats, seats))
         else:
             del self._lanes[key]
+
+
+def _table_path(device_id: str) -> Path:
+    return shm_path(os.getpid(), f"{device_id}.tokens")
 
 
 def ppm(quota_percent: float) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib.machinery
 import os
+import pkgutil
 import sys
 import sysconfig
 import types
@@ -154,9 +155,9 @@ class _Walk:
             return _loaded(module)
         parent = name.rpartition(".")[0]
         if not parent:
-            return _located(_find(name, None) or importlib.machinery.PathFinder.find_spec(name, self._extra))
+            return _located(_find_top(name) or importlib.machinery.PathFinder.find_spec(name, self._extra))
         above = self._locate(parent)
-        return _located(_find(name, above.search)) if above is not None and above.search is not None else None
+        return _located(_find_inside(name, above.search or ())) if above is not None else None
 
 
 def _parents(name: str) -> Iterator[str]:
@@ -165,13 +166,30 @@ def _parents(name: str) -> Iterator[str]:
         yield name
 
 
-def _find(name: str, search: tuple[str, ...] | None) -> Spec | None:
+def _find_top(name: str) -> Spec | None:
     """As `import` would find it, editable installs included, but nothing is loaded."""
     for finder in sys.meta_path:
-        spec = finder.find_spec(name, search)
+        spec = finder.find_spec(name, None)
         if spec is not None:
             return spec
     return None
+
+
+def _find_inside(name: str, search: Iterable[str]) -> Spec | None:
+    """A submodule. The finders of `sys.meta_path` cannot be asked: they want its parent to be imported."""
+    folders: list[str] = []
+    for entry in search:
+        finder = pkgutil.get_importer(entry)
+        spec = finder.find_spec(name) if finder is not None else None
+        if spec is not None and spec.loader is not None:
+            return spec
+        if spec is not None:
+            folders += spec.submodule_search_locations or ()
+    if not folders:
+        return None
+    space = Spec(name, None, is_package=True)
+    space.submodule_search_locations = folders
+    return space
 
 
 def _loaded(module: types.ModuleType) -> _Found | None:

@@ -201,7 +201,7 @@ class Session:
             pending.answers.put_nowait(InvalidRequestError("this function streams: use .stream(...)"))
         elif kind == "result" or kind == "item":
             message = response.result if kind == "result" else response.item
-            size = payloads.blob_nbytes(tuple(message.sizes))
+            size = payloads.blob_bytes(tuple(message.sizes))
             if size > len(message.data):
                 blob = bytearray(size)
                 blob[: len(message.data)] = message.data
@@ -221,7 +221,7 @@ class Session:
             return
         receiving.blob[receiving.filled : receiving.filled + len(chunk)] = chunk
         receiving.filled += len(chunk)
-        if receiving.filled >= payloads.blob_nbytes(tuple(receiving.message.sizes)):
+        if receiving.filled >= payloads.blob_bytes(tuple(receiving.message.sizes)):
             pending.receiving = None
             self._deliver(pending, receiving.message, receiving.blob, last=receiving.last)
 

@@ -27,7 +27,7 @@ from hasfaas.serving.views import device_to_proto, function_to_proto
 from hasfaas.wire import bundle as bundles
 from hasfaas.wire.convert import spec_from_proto
 from hasfaas.wire.frames import RawPayload
-from hasfaas.wire.payload import blob_nbytes
+from hasfaas.wire.payload import blob_bytes
 from hasfaas.wire.status import from_status, to_status
 from hasfaas.wire.v1 import functions_pb2 as pb
 from hasfaas.wire.v1 import functions_pb2_grpc, payload_pb2
@@ -387,7 +387,7 @@ class _Session:
         self._calls.pop(call_id, None)
 
     def _begin(self, call_id: int, request: pb.InvokeRequest) -> None:
-        missing = blob_nbytes(tuple(request.arguments.sizes)) - len(request.arguments.data)
+        missing = blob_bytes(tuple(request.arguments.sizes)) - len(request.arguments.data)
         if missing > 0:
             if self._partial_bytes + missing > MAX_PARTIAL_BYTES:
                 self._fail(call_id, InvalidRequestError(f"arguments of {missing >> 20} MiB exceed the session's limit"))
@@ -454,8 +454,8 @@ class _SessionSink:
 def _raw(message: payload_pb2.Payload) -> RawPayload:
     data = message.data
     sizes = tuple(message.sizes)
-    if len(data) != blob_nbytes(sizes):
-        raise InvalidRequestError(f"a payload announces {blob_nbytes(sizes)} bytes and holds {len(data)}")
+    if len(data) != blob_bytes(sizes):
+        raise InvalidRequestError(f"a payload announces {blob_bytes(sizes)} bytes and holds {len(data)}")
     return RawPayload(message.codec, message.head, sizes, (data,) if data else ())
 
 

@@ -23,7 +23,7 @@ SCHEMA: Schema = {
     "functions": {ANY: {"slo_ms": keys.number("milliseconds")}},
 }
 FILE = Place(Source("/etc/app.toml", folder=Path("/etc"), home=Path("/home/ann")))
-VARIABLE = Place(Source("env APP", folder=Path("/work"), textual=True))
+VARIABLE = Place(Source("env APP", folder=Path("/srv"), textual=True))
 
 
 def test_a_table_becomes_checked_leaves() -> None:
