@@ -156,6 +156,7 @@ class Fleet:
             for member in kept:
                 self.agent.resize(member.process.replica_id, change.quota_percent)
                 member.want = attrs.evolve(member.want, quota_percent=change.quota_percent)
+            await self._until_in_force(kept)
             applied_ms = (time.monotonic() - began_s) * 1000.0
         before = deployed.record
         deployed.record = attrs.evolve(before, sizing=sizing)
@@ -170,6 +171,15 @@ class Fleet:
         if reshaped or change.replicas is not None:
             applied_ms = (time.monotonic() - began_s) * 1000.0
         return applied_ms
+
+    async def _until_in_force(self, members: Sequence[_Member]) -> None:
+        """Waits, a second at most, until each replica has acted on its new quota. Later it still will, at its next gate:
+        code without gates answers when its invocation ends."""
+        give_up_s = time.monotonic() + 1.0
+        while time.monotonic() < give_up_s:
+            if all(self.agent.in_force(m.process.replica_id) for m in members):
+                return
+            await asyncio.sleep(0.0005)
 
     def replicas(self, name: str) -> Sequence[ReplicaView]:
         deployed = self._functions.get(name)

@@ -80,8 +80,7 @@ def _read(path: Path) -> bytes:
         key = file.read(KEY_BYTES + 1)
     if status.st_uid != os.geteuid():
         raise AuthError(
-            f"signing key {path} belongs to user {status.st_uid}, not to {os.geteuid()}: "
-            "remove it and deploy again"
+            f"signing key {path} belongs to user {status.st_uid}, not to {os.geteuid()}: remove it and deploy again"
         )
     if status.st_mode & 0o077:
         raise AuthError(
@@ -94,6 +93,4 @@ def _read(path: Path) -> bytes:
 
 def _check_length(key: bytes, name: str, *, exact: bool = False) -> None:
     if len(key) < KEY_BYTES or (exact and len(key) != KEY_BYTES):
-        raise AuthError(
-            f"{name} has {len(key)} bytes instead of {KEY_BYTES}: remove the key file and deploy again"
-        )
+        raise AuthError(f"{name} has {len(key)} bytes instead of {KEY_BYTES}: remove the key file and deploy again")

@@ -179,6 +179,12 @@ class Calibration:
         if top.looped:
             root = Node("", _ENDLESS * root.time_ns, 1, (attrs.evolve(root, calls=_ENDLESS),))
         top.plan = plan(root, self._target_ns)
+        # What was once called from outside, but is a part of this one, is served by the gates of this one.
+        self._tops = {
+            key: other
+            for key, other in self._tops.items()
+            if other is top or other.plan is not None or key not in top.members
+        }
         finished = [other.plan for other in self._tops.values() if other.plan is not None]
         gated = {path for done in finished for path in done.gates}
         pending = [other.members for other in self._tops.values() if other.plan is None]

@@ -51,11 +51,12 @@ class _Search:
         self._visits += 1
         if id(value) in self._seen or self._visits > MAX_VISITS:
             return
-        if isinstance(value, self._module_type):
+        kind = type(value)  # not isinstance(): a proxy's __class__ may run code
+        if issubclass(kind, self._module_type):
             self._seen.add(id(value))
             module: Any = value
             self.found[name if name not in self.found else f"{name}#{len(self.found)}"] = module
-        elif isinstance(value, _FUNCTIONS):
+        elif issubclass(kind, _FUNCTIONS):
             self._seen.add(id(value))
             self._function(name, value, depth)
         elif depth < MAX_DEPTH:
@@ -83,8 +84,8 @@ class _Search:
         function = getattr(value, "__func__", value)
         if isinstance(function, types.FunctionType):
             for path, piece in _captured(function):
-                ours = not isinstance(piece, _FUNCTIONS) or _module_of(piece) == function.__module__
-                if ours and not isinstance(piece, (type, types.ModuleType)):
+                ours = not issubclass(type(piece), _FUNCTIONS) or _module_of(piece) == function.__module__
+                if ours:
                     self.value(path, piece, depth)
 
 
@@ -114,11 +115,12 @@ def _names(code: types.CodeType) -> dict[str, None]:
 
 
 def _pieces(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
+    kind = type(value)
+    if issubclass(kind, dict):
         yield from ((f"{name}[{key!r:.20}]", item) for key, item in list(value.items()))
-    elif isinstance(value, (list, tuple)):
+    elif issubclass(kind, (list, tuple)):
         yield from ((f"{name}[{index}]", item) for index, item in enumerate(value))
-    elif not isinstance(value, (type, types.ModuleType)):
+    elif not issubclass(kind, (type, types.ModuleType)):
         try:
             # Not vars(): a proxy's own idea of its attributes may run code.
             attributes = object.__getattribute__(value, "__dict__")

@@ -11,7 +11,6 @@ import itertools
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -192,17 +191,22 @@ class NodeAgent:
             return
         asyncio.get_running_loop().add_reader(replica.pidfd, self._process_ended, replica)
 
-    def resize(self, replica_id: str, quota_percent: float) -> float:
-        """Pins a replica's quota, in place; milliseconds until the token tables held it.
+    def resize(self, replica_id: str, quota_percent: float) -> None:
+        """Pins a replica's quota, in place. `in_force` says when its process has acted on it.
 
         Raises PlacementError when the lane has not that much, NotFoundError for a replica that has gone.
         """
-        began_s = time.monotonic()
         lane = self._lane_of(replica_id)
         seats = seating.resize(lane, replica_id, quota_percent)
         self._apply(lane.device_id, seating.changed(lane.seats, seats))
         self._lanes[lane.device_id, lane.lane] = attrs.evolve(lane, seats=seats)
-        return (time.monotonic() - began_s) * 1000.0
+
+    def in_force(self, replica_id: str) -> bool:
+        """Whether a replica has acted on its latest quota; one that has nothing to run need not, and one that has gone."""
+        replica = self.replicas.get(replica_id)
+        if replica is None:
+            return True
+        return self._tables[replica.device_id].in_force(replica.slot)
 
     def check_resizes(self, quotas: dict[str, float]) -> None:
         """Raises PlacementError unless all these quotas fit at once; changes nothing."""

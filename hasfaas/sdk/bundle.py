@@ -121,9 +121,7 @@ def kind_of(target: Target) -> Kind:
     return Kind.GENERATOR if inspect.isgeneratorfunction(target) else Kind.FUNCTION
 
 
-def _version(
-    target: Target, own: str, options: Mapping[str, object], archive: bytes, fingerprint: Fingerprint
-) -> str:
+def _version(target: Target, own: str, options: Mapping[str, object], archive: bytes, fingerprint: Fingerprint) -> str:
     """The first 16 hex digits: 64 bits, for a name that has a few thousand versions at most."""
     state = hashlib.sha256(b"hasfaas/version/v1")
     state.update(hashlib.sha256(archive).digest())

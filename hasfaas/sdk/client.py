@@ -123,12 +123,26 @@ class Client:
     async def stream(
         self, deployable: Callable[[], Deployable], arguments: Payload, timeout_s: float
     ) -> AsyncIterator[Any]:
-        """The items of a generator function."""
+        """The items of a generator function, deployed first if this process has not."""
         function = await self._ensure_deployed(deployable)
+        items = self._items(function, arguments, timeout_s)
+        try:
+            first = await anext(items, None)
+        except NotFoundError:
+            # As for a call; nothing has been made yet, so it begins anew.
+            self._deployed.pop(function.name, None)
+            function = await self._ensure_deployed(deployable)
+            items = self._items(function, arguments, timeout_s)
+            first = await anext(items, None)
+        while first is not None:
+            yield payloads.decode(first, allow_pickle=self._trusted)
+            first = await anext(items, None)
+
+    async def _items(self, function: Deployable, arguments: Payload, timeout_s: float) -> AsyncIterator[Payload]:
         session = await self.session()
         try:
             async for item in session.stream(Request(function.name, function.version, arguments, timeout_s)):
-                yield payloads.decode(item, allow_pickle=self._trusted)
+                yield item
         except HasFaasError as exc:
             raise as_raised(exc, trusted=self._trusted) from None
 
@@ -157,6 +171,27 @@ class Client:
         session = await self.session()
         answer: pb.DeployResponse = await self.rpc(session.stub.Deploy(request))
         self._deployed[function.name] = function.version
+        return answer
+
+    async def status(self, name: str = "") -> pb.ListFunctionsResponse:
+        """What is deployed: one function, or all, with replicas and usage."""
+        session = await self.session()
+        answer: pb.ListFunctionsResponse = await self.rpc(session.stub.ListFunctions(pb.ListFunctionsRequest(name=name)))
+        return answer
+
+    async def gateway_status(self) -> pb.GetStatusResponse:
+        """The gateway with its devices and functions."""
+        session = await self.session()
+        answer: pb.GetStatusResponse = await self.rpc(session.stub.GetStatus(pb.GetStatusRequest()))
+        return answer
+
+    async def scale(
+        self, name: str, *, quota: float | None = None, sm: float | None = None, replicas: int | None = None
+    ) -> pb.ScaleFunctionResponse:
+        """Sets what is given of one function: percents, and a number of replicas."""
+        session = await self.session()
+        request = pb.ScaleFunctionRequest(name=name, quota_percent=quota, sm_percent=sm, replicas=replicas)
+        answer: pb.ScaleFunctionResponse = await self.rpc(session.stub.ScaleFunction(request))
         return answer
 
     async def rpc(self, call: Awaitable[T]) -> T:

@@ -241,9 +241,7 @@ def _code(_digester: _Digester, value: types.CodeType) -> Shape:
 def _code_parts(value: types.CodeType) -> Iterator[Part]:
     counts = (value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount, value.co_flags)
     constants = value.co_consts
-    if (
-        "__firstlineno__" in value.co_names
-    ):  # the body of a class, which from Python 3.13 on stores its own line
+    if "__firstlineno__" in value.co_names:  # the body of a class, which from Python 3.13 on stores its own line
         constants = tuple("a line" if item == value.co_firstlineno else item for item in constants)
     yield "", counts
     yield "", value.co_code
@@ -291,9 +289,8 @@ def _enum_body(value: type[enum.Enum]) -> Iterator[Part]:
         yield "", name
         yield f".{name}", member.value
     for name, item in sorted(vars(value).items()):
-        if isinstance(
-            item, (types.FunctionType, property, staticmethod, classmethod)
-        ) and not name.startswith("_"):
+        is_code = isinstance(item, (types.FunctionType, property, staticmethod, classmethod))
+        if is_code and getattr(item, "__module__", None) != "enum":
             yield "", name
             yield f".{name}", item
 

@@ -121,16 +121,11 @@ class Remote(Generic[P]):
 
         Raises PlacementError when the device has not that much; nothing changes then.
         """
-        request = pb.ScaleFunctionRequest(
-            name=self.name, quota_percent=quota, sm_percent=sm, replicas=replicas
-        )
+        return self.client.run(self.client.scale(self.name, quota=quota, sm=sm, replicas=replicas))
 
-        async def scale() -> pb.ScaleFunctionResponse:
-            session = await self.client.session()
-            answer: pb.ScaleFunctionResponse = await self.client.rpc(session.stub.ScaleFunction(request))
-            return answer
-
-        return self.client.run(scale())
+    def status(self) -> pb.FunctionStatus:
+        """Its replicas with their usage, its queue and its counts. NotFoundError when it is not deployed."""
+        return self.client.run(self.client.status(self.name)).functions[0]
 
     def _encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
         """Arguments as a payload, after checking that the function takes them."""

@@ -71,9 +71,7 @@ def needed_by(home: Home, also: Iterable[str] = ()) -> Needed:
     for name in sorted(also):
         walk.need(name)
     walk.run()
-    return Needed(
-        dict(sorted(walk.files.items())), tuple(sorted(walk.modules)), tuple(sorted(walk.installed))
-    )
+    return Needed(dict(sorted(walk.files.items())), tuple(sorted(walk.modules)), tuple(sorted(walk.installed)))
 
 
 class _Loader(Protocol):
@@ -222,9 +220,7 @@ def _place(file: str) -> str:
     if {"site-packages", "dist-packages"} & set(path.parts):
         return "installed"
     real = Path(os.path.realpath(file))
-    return (
-        "standard" if any(one.is_relative_to(root) for one in (path, real) for root in _STANDARD) else "ours"
-    )
+    return "standard" if any(one.is_relative_to(root) for one in (path, real) for root in _STANDARD) else "ours"
 
 
 def _standard_folders() -> frozenset[str]:
@@ -247,9 +243,7 @@ def _read(name: str, found: _Found) -> bytes:
     try:
         return path.read_bytes() if path.is_file() else cast(_Loader, found.loader).get_data(found.origin)
     except (OSError, AttributeError) as error:
-        raise InvalidRequestError(
-            f"module {name}: its source {found.origin} cannot be read ({error})"
-        ) from error
+        raise InvalidRequestError(f"module {name}: its source {found.origin} cannot be read ({error})") from error
 
 
 def _imports(source: bytes, origin: str) -> Iterator[_Import]:
@@ -272,9 +266,7 @@ def _parse(source: bytes, origin: str) -> ast.Module:
     try:
         return ast.parse(source)
     except (SyntaxError, ValueError) as error:
-        raise InvalidRequestError(
-            f"{origin} is no valid Python source, so its imports are unknown: {error}"
-        ) from error
+        raise InvalidRequestError(f"{origin} is no valid Python source, so its imports are unknown: {error}") from error
 
 
 def _absolute(found: _Import, package: str) -> str:
@@ -288,8 +280,6 @@ def _absolute(found: _Import, package: str) -> str:
 def _listed(source: bytes, origin: str) -> Iterable[str]:
     for node in _parse(source, origin).body:
         match node:
-            case ast.Assign(
-                targets=[ast.Name(id="__all__")], value=ast.List(elts=items) | ast.Tuple(elts=items)
-            ):
+            case ast.Assign(targets=[ast.Name(id="__all__")], value=ast.List(elts=items) | ast.Tuple(elts=items)):
                 return [i.value for i in items if isinstance(i, ast.Constant) and isinstance(i.value, str)]
     return []

@@ -14,7 +14,7 @@ import io
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -71,9 +71,11 @@ def too_large(target: Target, home: Home, limit_bytes: int) -> InvalidRequestErr
 
 def _unpicklable(target: Target, home: Home, error: Exception) -> SerializationError:
     root = target.__qualname__
+    tried: dict[int, object] = {}
 
     def dump(value: object) -> None:
-        _Pickler(_Count(), home.module, buffer_callback=_drop).dump(value)
+        tried[id(value)] = value
+        _Trial(value, tried, home.module).dump(value)
 
     found = find_unpicklable(target, root, dump=dump) or f"{root}: {error}"
     return SerializationError(f"{found}; create it inside the function, or in __init__ of a class")
@@ -102,9 +104,7 @@ def _by_value(module_name: str) -> Iterator[None]:
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle's pickler, which also keeps a list of the modules that it met."""
 
-    def __init__(
-        self, file: object, own: str, buffer_callback: Callable[[object], object] | None = None
-    ) -> None:
+    def __init__(self, file: object, own: str, buffer_callback: Callable[[object], object] | None = None) -> None:
         super().__init__(file, protocol=PROTOCOL, buffer_callback=buffer_callback)
         self._own = own
         self.modules: set[str] = set()
@@ -153,6 +153,25 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             for module, names in imports_in(function.__code__):
                 self.modules.add(module)
                 self.modules.update(f"{module}.{name}" for name in names)
+
+
+class _Trial(_Pickler):
+    """Tries one value for the search of the culprit; what was tried before counts as fine.
+
+    A method that uses `super()` refers back to its class. Without this it would fail for whatever is wrong elsewhere
+    in that class, and take the blame.
+    """
+
+    def __init__(self, value: object, tried: Mapping[int, object], own: str) -> None:
+        super().__init__(_Count(), own, buffer_callback=_drop)
+        self._value = value
+        self._tried = tried
+
+    def reducer_override(self, value: Any) -> Any:
+        """Called by pickle for everything but plain data."""
+        if value is not self._value and id(value) in self._tried and isinstance(value, (type, types.FunctionType)):
+            return str, ()
+        return super().reducer_override(value)
 
 
 class _TooLargeError(Exception):

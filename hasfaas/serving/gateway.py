@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -227,7 +228,7 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
     ) -> pb.ListFunctionsResponse:
         async def answer() -> pb.ListFunctionsResponse:
             records = [self.record(request.name)] if request.name else self._store.all()
-            return pb.ListFunctionsResponse(functions=[self._status(r) for r in records])
+            return pb.ListFunctionsResponse(functions=[self._status(r) for r in records], at_ns=time.monotonic_ns())
 
         return await _guard(context, answer())
 
@@ -278,8 +279,6 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
     async def GetStatus(  # noqa: N802
         self, request: pb.GetStatusRequest, context: Context
     ) -> pb.GetStatusResponse:
-        import os
-
         return pb.GetStatusResponse(
             hasfaas_version=VERSION,
             pid=os.getpid(),
@@ -289,7 +288,6 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
             functions=[self._status(record) for record in self._store.all()],
             window_ms=self._window_ms,
             quantum_ms=self._quantum_ms,
-            at_ns=time.monotonic_ns(),
         )
 
     def record(self, name: str) -> FunctionRecord:

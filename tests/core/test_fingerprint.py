@@ -44,9 +44,7 @@ def test_the_same_tag_with_other_bytecode_is_a_difference() -> None:
 
 
 def test_every_difference_is_listed_at_once() -> None:
-    made = Fingerprint(
-        "cpython-312", "cb0d0d0a", "3.1.1", (("numpy", "2.0.0"), ("scipy", "1.0"), ("torch", "2.13.0"))
-    )
+    made = Fingerprint("cpython-312", "cb0d0d0a", "3.1.1", (("numpy", "2.0.0"), ("scipy", "1.0"), ("torch", "2.13.0")))
     found = differences(made, HERE)
     assert [line.partition(":")[0] for line in found] == ["Python", "cloudpickle", "numpy", "scipy"]
     assert "install 2.0.0 there" in found[2]
@@ -81,9 +79,7 @@ def test_capture_leaves_out_what_is_not_installed() -> None:
     assert capture(["no_such_package_anywhere"]).packages == ()
 
 
-def test_a_package_without_metadata_is_read_and_never_imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_package_without_metadata_is_read_and_never_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bare_with.py").write_text("__version__ = '7.1'\nraise RuntimeError('imported')\n")
     (tmp_path / "bare_without.py").write_text("raise RuntimeError('imported')\n")
     monkeypatch.syspath_prepend(tmp_path)

@@ -82,7 +82,7 @@ def saturated(work_ns: int = 1000 * MS) -> Iterator[tuple[int, int]]:
 
 
 class VirtualLane:
-    """Runs until told, in virtual `now_ns`. A wake-up takes `wake_ns`, and is lost with probability `loss`."""
+    """Runs until told, in virtual time. A wake-up takes `wake_ns`, and is lost with probability `loss`."""
 
     def __init__(self, timing: Timing, *, wake_ns: int = 0, loss: float = 0.0, seed: int = 0) -> None:
         self.timing = timing
@@ -96,14 +96,10 @@ class VirtualLane:
         self._events: list[tuple[int, int, Callable[[], None]]] = []
         self._order = itertools.count()
 
-    def add(
-        self, quota_ppm: int, plan: Iterator[tuple[int, int]], *, unit_ns: int, lend: bool = False
-    ) -> int:
+    def add(self, quota_ppm: int, plan: Iterator[tuple[int, int]], *, unit_ns: int, lend: bool = False) -> int:
         """A replica that starts now, with an empty account."""
         index = len(self.slots)
-        self.slots[index] = Account(
-            quota_ppm=quota_ppm, lend=int(lend), stamp_ns=self.now_ns, v_ns=self.lane.v_ns
-        )
+        self.slots[index] = Account(quota_ppm=quota_ppm, lend=int(lend), stamp_ns=self.now_ns, v_ns=self.lane.v_ns)
         self.replicas[index] = Replica(plan, unit_ns)
         self.at(self.now_ns, partial(self._next_work, index))
         return index

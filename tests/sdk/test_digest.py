@@ -131,7 +131,7 @@ DISTINCT: list[object] = [
     logging.getLogger("two"),
     list[int],
     int | None,
-    typing.Optional[str],
+    typing.Literal["a"],
     collections.OrderedDict(a=1, b=2),
     collections.OrderedDict(b=2, a=1),
     collections.defaultdict(int, a=1),
@@ -279,7 +279,7 @@ def test_an_importable_function_goes_by_its_name() -> None:
 def test_a_cached_function_counts_by_what_it_caches() -> None:
     assert digest(functools.lru_cache(8)(make(BASE))) == digest(functools.lru_cache(8)(make(BASE)))
     assert digest(functools.lru_cache(8)(make(BASE))) != digest(functools.lru_cache(9)(make(BASE)))
-    assert digest(functools.lru_cache(8)(make(BASE))) != digest(functools.lru_cache(8)(make(BASE + "    pass")))
+    assert digest(functools.lru_cache(8)(make(BASE))) != digest(functools.lru_cache(8)(make("def f(x): return x")))
 
 
 def test_a_bound_method_counts_its_owner() -> None:
@@ -322,6 +322,12 @@ def test_bases_count() -> None:
 def test_enumerations_count_by_their_members() -> None:
     assert digest(make_class("A = 1\nB = 2", "enum.Enum")) == digest(make_class("A = 1\nB = 2", "enum.Enum"))
     assert digest(make_class("A = 1\nB = 2", "enum.Enum")) != digest(make_class("A = 1\nB = 3", "enum.Enum"))
+
+
+@pytest.mark.parametrize("method", ["def __str__(self): return 'x'", "@property\ndef p(self): return 1"])
+def test_the_methods_of_an_enumeration_count(method: str) -> None:
+    assert digest(make_class(f"A = 1\n{method}", "enum.Enum")) == digest(make_class(f"A = 1\n{method}", "enum.Enum"))
+    assert digest(make_class(f"A = 1\n{method}", "enum.Enum")) != digest(make_class("A = 1", "enum.Enum"))
 
 
 def test_an_object_counts_by_its_class_and_state() -> None:
@@ -398,7 +404,7 @@ def test_what_is_nested_too_deeply_is_worded() -> None:
 
 # Other processes
 
-MODULE = '''
+MODULE = """
 import dataclasses, enum, logging, typing, attrs, numpy as np
 log = logging.getLogger(__name__)
 WORDS = {"alpha", "beta", "gamma", ("delta", 1)}
@@ -421,12 +427,12 @@ REGISTRY = {one, two}
 def f(x, k=Kind.A):
     log.info("%s", __name__)
     return x in {"a", "b", "c"}, WORDS, TABLE, ARRAY, Item, Data(), Box, REGISTRY, Kind
-'''
-ASK = '''
+"""
+ASK = """
 if __name__ == "__main__":
     from hasfaas.sdk.digest import stable_digest
     print(stable_digest(f, own="__main__").hex())
-'''
+"""
 
 
 def ask(path: Path, *arguments: str, seed: str) -> str:

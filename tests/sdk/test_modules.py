@@ -79,9 +79,7 @@ def test_packages_bring_their_parents_and_relative_imports(need: Need) -> None:
 
 
 def test_from_package_import_takes_a_submodule_but_not_a_plain_name(need: Need) -> None:
-    found = need(
-        {"app.py": "from qpkg import part, VALUE\n", "qpkg/__init__.py": "VALUE = 1", "qpkg/part.py": ""}
-    )
+    found = need({"app.py": "from qpkg import part, VALUE\n", "qpkg/__init__.py": "VALUE = 1", "qpkg/part.py": ""})
     assert found.modules == ("qpkg", "qpkg.part")
 
 
@@ -106,9 +104,7 @@ def test_a_namespace_package_keeps_its_folder(need: Need) -> None:
 
 
 def test_installed_and_standard_modules_stay_where_they_are(need: Need) -> None:
-    found = need(
-        {"app.py": "import os, json.decoder, sys\nimport numpy.linalg\nfrom PIL import Image\nimport attrs\n"}
-    )
+    found = need({"app.py": "import os, json.decoder, sys\nimport numpy.linalg\nfrom PIL import Image\nimport attrs\n"})
     assert found.files == {}
     assert found.installed == ("PIL", "attrs", "numpy")
 
@@ -119,9 +115,7 @@ def test_hasfaas_itself_is_neither_shipped_nor_compared(need: Need) -> None:
 
 
 def test_an_optional_import_that_is_not_there_is_left_out(need: Need) -> None:
-    found = need(
-        {"app.py": "try:\n    import no_such_thing\nexcept ImportError:\n    no_such_thing = None\n"}
-    )
+    found = need({"app.py": "try:\n    import no_such_thing\nexcept ImportError:\n    no_such_thing = None\n"})
     assert (found.files, found.installed) == ({}, ())
 
 

@@ -35,9 +35,7 @@ BLOB = pack(MANIFEST, ARCHIVE, PICKLE)
 
 
 def with_manifest(values: Mapping[str, object]) -> bytes:
-    return zip_files(
-        {"manifest.json": json.dumps(values).encode(), "modules.zip": ARCHIVE, "function.pickle": PICKLE}
-    )
+    return zip_files({"manifest.json": json.dumps(values).encode(), "modules.zip": ARCHIVE, "function.pickle": PICKLE})
 
 
 def test_what_is_packed_comes_out() -> None:
@@ -65,9 +63,7 @@ def test_the_manifest_is_read_without_unpickling() -> None:
     assert unpack(blob).pickle == bomb
 
 
-def test_a_namespace_package_can_be_imported_from_the_zip(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_namespace_package_can_be_imported_from_the_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "modules.zip"
     path.write_bytes(zip_files({"bundle_form_ns/": b"", "bundle_form_ns/part.py": b"X = 5\n"}))
     monkeypatch.syspath_prepend(path)
@@ -85,9 +81,7 @@ def test_what_is_no_bundle_is_refused(blob: bytes) -> None:
 
 @pytest.mark.parametrize("part", ["modules.zip", "function.pickle"])
 def test_a_part_that_differs_from_its_hash_is_named(part: str) -> None:
-    parts = {"manifest.json": MANIFEST.to_json(), "modules.zip": ARCHIVE, "function.pickle": PICKLE} | {
-        part: b"?"
-    }
+    parts = {"manifest.json": MANIFEST.to_json(), "modules.zip": ARCHIVE, "function.pickle": PICKLE} | {part: b"?"}
     with pytest.raises(InvalidRequestError, match=f"{part} differs from the hash"):
         unpack(zip_files(parts))
 

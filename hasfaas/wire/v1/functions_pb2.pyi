@@ -142,10 +142,12 @@ class ListFunctionsRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class ListFunctionsResponse(_message.Message):
-    __slots__ = ("functions",)
+    __slots__ = ("functions", "at_ns")
     FUNCTIONS_FIELD_NUMBER: _ClassVar[int]
+    AT_NS_FIELD_NUMBER: _ClassVar[int]
     functions: _containers.RepeatedCompositeFieldContainer[FunctionStatus]
-    def __init__(self, functions: _Optional[_Iterable[_Union[FunctionStatus, _Mapping]]] = ...) -> None: ...
+    at_ns: int
+    def __init__(self, functions: _Optional[_Iterable[_Union[FunctionStatus, _Mapping]]] = ..., at_ns: _Optional[int] = ...) -> None: ...
 
 class FunctionStatus(_message.Message):
     __slots__ = ("name", "version", "kind", "spec", "queue_depth", "unprofiled", "replicas", "calls")
@@ -290,7 +292,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("hasfaas_version", "pid", "uptime_s", "embedded", "devices", "functions", "window_ms", "quantum_ms", "at_ns")
+    __slots__ = ("hasfaas_version", "pid", "uptime_s", "embedded", "devices", "functions", "window_ms", "quantum_ms")
     HASFAAS_VERSION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
@@ -299,7 +301,6 @@ class GetStatusResponse(_message.Message):
     FUNCTIONS_FIELD_NUMBER: _ClassVar[int]
     WINDOW_MS_FIELD_NUMBER: _ClassVar[int]
     QUANTUM_MS_FIELD_NUMBER: _ClassVar[int]
-    AT_NS_FIELD_NUMBER: _ClassVar[int]
     hasfaas_version: str
     pid: int
     uptime_s: float
@@ -308,8 +309,7 @@ class GetStatusResponse(_message.Message):
     functions: _containers.RepeatedCompositeFieldContainer[FunctionStatus]
     window_ms: float
     quantum_ms: float
-    at_ns: int
-    def __init__(self, hasfaas_version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_s: _Optional[float] = ..., embedded: _Optional[bool] = ..., devices: _Optional[_Iterable[_Union[DeviceStatus, _Mapping]]] = ..., functions: _Optional[_Iterable[_Union[FunctionStatus, _Mapping]]] = ..., window_ms: _Optional[float] = ..., quantum_ms: _Optional[float] = ..., at_ns: _Optional[int] = ...) -> None: ...
+    def __init__(self, hasfaas_version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_s: _Optional[float] = ..., embedded: _Optional[bool] = ..., devices: _Optional[_Iterable[_Union[DeviceStatus, _Mapping]]] = ..., functions: _Optional[_Iterable[_Union[FunctionStatus, _Mapping]]] = ..., window_ms: _Optional[float] = ..., quantum_ms: _Optional[float] = ...) -> None: ...
 
 class DeviceStatus(_message.Message):
     __slots__ = ("device_id", "kind", "units", "memory_bytes", "memory_used_bytes", "lanes", "occupancy")

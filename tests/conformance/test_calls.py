@@ -1,0 +1,123 @@
+"""Every verb on every kind of function, the same on every backend."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hasfaas import CancelledError, DeadlineError, FunctionError, InvalidRequestError
+from tests.live import Gateway, app, eventually
+
+verbs = app("verbs")
+
+
+def test_plain_and_remote_give_the_same(backend: Gateway) -> None:
+    array = np.arange(6.0).reshape(2, 3)
+    assert verbs.add(1) == verbs.add.remote(1) == 2
+    assert verbs.add(1, y=4, scale=2) == verbs.add.remote(1, y=4, scale=2) == 10
+    assert np.array_equal(verbs.add(array, 2), verbs.add.remote(array, 2))
+
+
+async def test_aio_and_gather(backend: Gateway) -> None:
+    assert await asyncio.gather(*(verbs.add.aio(i) for i in range(50))) == list(range(1, 51))
+
+
+def test_aio_in_two_event_loops_one_after_the_other(backend: Gateway) -> None:
+    assert [asyncio.run(verbs.add.aio(i)) for i in range(2)] == [1, 2]
+
+
+def test_coroutine_functions(backend: Gateway) -> None:
+    assert verbs.slowly.remote(4) == asyncio.run(verbs.slowly(4)) == asyncio.run(verbs.slowly.aio(4)) == 5
+
+
+def test_spawn_gives_result_and_times_out(backend: Gateway, tmp_path: Path) -> None:
+    call = verbs.touch.spawn(str(tmp_path / "t"), "a", wait_s=0.8)
+    with pytest.raises(DeadlineError, match=r"timeout_s=0\.05; the call goes on"):
+        call.result(timeout_s=0.05)
+    assert not call.done()
+    assert call.result(timeout_s=20) == "a"
+    assert call.done()
+    assert not call.cancel()
+
+
+def test_a_cancelled_call_that_waits_never_runs(backend: Gateway, tmp_path: Path) -> None:
+    trace = tmp_path / "t"
+    first = verbs.touch.spawn(str(trace), "first", wait_s=0.8)
+    eventually(trace.exists)
+    others = [verbs.touch.spawn(str(trace), f"other{i}") for i in range(5)]
+    last = verbs.touch.spawn(str(trace), "last")
+    eventually(lambda: backend.function("verbs.touch").calls.accepted == 7)
+    assert all(call.cancel() for call in others)
+    with pytest.raises(CancelledError):
+        others[0].result(timeout_s=5)
+    assert (first.result(20), last.result(20)) == ("first", "last")
+    assert trace.read_text().split() == ["first", "last"]
+    assert backend.function("verbs.touch").calls.cancelled == 5
+
+
+def test_map_keeps_order_and_raises_at_its_place(backend: Gateway) -> None:
+    assert list(verbs.add.map(range(200))) == list(range(1, 201))
+    assert list(verbs.add.map([1, 2, 3], [10, 20])) == [11, 22]
+    results = verbs.odd_only.map([1, 3, 4, 5])
+    assert [next(results), next(results)] == [1, 3]
+    with pytest.raises(ValueError, match="4 is even"):
+        next(results)
+
+
+def test_a_first_map_deploys_once(backend: Gateway) -> None:
+    assert list(verbs.add.map(range(32))) == list(range(1, 33))
+    assert len(backend.function("verbs.add").replicas) == 1
+
+
+def test_classes_are_built_once_and_decode_and_encode(backend: Gateway) -> None:
+    answers = [verbs.Scaler.remote("1,2.5") for _ in range(3)]
+    assert {answer["text"] for answer in answers} == {"3,7.5"}
+    assert [answer["calls"] for answer in answers] == [1, 2, 3]
+    assert len({answer["pid"] for answer in answers}) == 1
+    assert verbs.Asking.remote(5) == 15
+    assert verbs.Scaler().factor == 3
+
+
+def test_nested_values_and_keywords_come_back(backend: Gateway) -> None:
+    value = {"a": [1, (2.5, None)], "b": {"c": b"bytes", "d": {1, 2}}, "e": complex(1, 2), "f": "naïve"}
+    args, kwargs = verbs.echo.remote(value, 7, key=[True, value])
+    assert args == (value, 7)
+    assert kwargs == {"key": [True, value]}
+
+
+@pytest.mark.parametrize("mib", [8, 40])
+def test_large_arrays_travel_both_ways(backend: Gateway, mib: int) -> None:
+    array = np.random.default_rng(mib).integers(0, 255, size=mib << 20, dtype=np.uint8)
+    assert np.array_equal(verbs.add.remote(array, 0), array)
+
+
+def test_many_arrays_in_one_call(backend: Gateway) -> None:
+    rng = np.random.default_rng(1)
+    arrays = [rng.normal(size=(3, n)).astype(kind) for n in (0, 1, 1000) for kind in ("f4", "f8", "i2")]
+    args, _ = verbs.echo.remote(*arrays, arrays[0][:, ::2], arrays[-1].T, np.array(3.5))
+    for sent, back in zip([*arrays, arrays[0][:, ::2], arrays[-1].T, np.array(3.5)], args, strict=True):
+        assert sent.dtype == back.dtype
+        assert np.array_equal(sent, back)
+
+
+def test_a_remote_exception_is_its_own_type(backend: Gateway) -> None:
+    with pytest.raises(KeyError) as caught:
+        verbs.boom.remote()
+    assert isinstance(caught.value, FunctionError)
+    assert caught.value.frames[-1].function == "boom"
+    assert 'return {}["absent"]' in str(caught.value)
+    with pytest.raises(verbs.Unlucky) as unlucky:
+        verbs.boom.remote("other")
+    assert (unlucky.value.number, unlucky.value.why) == (13, "so it is")
+    assert verbs.boom.remote.__self__.name == "verbs.boom"
+
+
+def test_wrong_arguments_are_refused_before_they_are_sent(backend: Gateway) -> None:
+    with pytest.raises(InvalidRequestError, match=r"verbs\.add\(x, y=1, \*, scale=1\).*missing"):
+        verbs.add.remote()
+    with pytest.raises(InvalidRequestError, match="unexpected keyword argument 'z'"):
+        verbs.add.spawn(1, z=2)
+    assert verbs.add.remote(1) == 2

@@ -1,0 +1,99 @@
+"""Streams: items as they come, early exit, errors half-way, and a reader that is slower than the maker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hasfaas import InvalidRequestError
+from tests.live import Gateway, app, eventually
+
+streams = app("streams")
+verbs = app("verbs")
+# The replica may run ahead of a reader by its credit, and by what the session hands back in lots.
+MOST_AHEAD = 100
+
+
+def test_all_items_in_order(backend: Gateway) -> None:
+    assert list(streams.count.stream(100)) == list(streams.count(100)) == list(range(100))
+    assert list(streams.count.stream(0)) == []
+    assert list(streams.acount.stream(50)) == list(range(50))
+
+
+async def test_astream(backend: Gateway) -> None:
+    assert [item async for item in streams.count.astream(20)] == list(range(20))
+    assert [item async for item in streams.acount.astream(20)] == list(range(20))
+
+
+def test_generator_classes_decode_and_encode(backend: Gateway) -> None:
+    assert list(streams.Words.stream("to be")) == ["TO-", "BE-"]
+
+
+@pytest.mark.parametrize("name", ["count", "acount"])
+def test_leaving_early_closes_the_generator_in_the_replica(backend: Gateway, tmp_path: Path, name: str) -> None:
+    trace = tmp_path / "t"
+    function = getattr(streams, name)
+    for item in function.stream(100_000, str(trace)):
+        if item == 3:
+            break
+    closed = eventually(lambda: trace.exists() and trace.read_text())
+    assert int(closed.split()[-1]) < MOST_AHEAD
+    assert list(function.stream(3)) == [0, 1, 2]
+
+
+async def test_leaving_astream_early_closes_it_too(backend: Gateway, tmp_path: Path) -> None:
+    import asyncio
+
+    trace = tmp_path / "t"
+    async for item in streams.count.astream(100_000, str(trace)):
+        if item == 3:
+            break
+    for _ in range(500):
+        if trace.exists():
+            break
+        await asyncio.sleep(0.02)
+    assert int(trace.read_text().split()[-1]) < MOST_AHEAD
+
+
+def test_a_slow_reader_holds_the_maker_back(backend: Gateway, tmp_path: Path) -> None:
+    trace = tmp_path / "t"
+    items = streams.count.stream(100_000, str(trace))
+    assert next(items) == 0
+    # While nobody reads, other calls of the function do not come; the maker must be waiting, not making.
+    made = backend.function("streams.count")
+    assert made.calls.completed == 0
+    assert [next(items) for _ in range(40)] == list(range(1, 41))
+    items.close()
+    closed = eventually(lambda: trace.exists() and trace.read_text())
+    assert int(closed.split()[-1]) < 41 + MOST_AHEAD
+
+
+def test_an_error_half_way_comes_after_the_items(backend: Gateway) -> None:
+    got = []
+    with pytest.raises(RuntimeError, match="no more than 5"):
+        for item in streams.fails_at.stream(5):
+            got.append(item)
+    assert got == [0, 1, 2, 3, 4]
+    assert list(streams.count.stream(2)) == [0, 1]
+
+
+def test_large_items(backend: Gateway) -> None:
+    sums = [float(item[-1]) for item in streams.rows.stream(5, 4096)]
+    assert sums == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+def test_two_streams_at_once(backend: Gateway) -> None:
+    one, two = streams.count.stream(30), streams.acount.stream(30)
+    assert [pair for pair in zip(one, two, strict=True)] == [(i, i) for i in range(30)]
+
+
+def test_a_stream_called_as_one_answer_is_told(backend: Gateway) -> None:
+    assert not hasattr(streams.count, "remote")
+    assert not hasattr(verbs.add, "stream")
+    list(streams.count.stream(1))
+    from hasfaas.wire.payload import encode_arguments
+
+    with pytest.raises(InvalidRequestError, match="streams"):
+        backend.client.run(backend.client.call_named("streams.count", encode_arguments((3,), {}), 10.0))
+    assert list(streams.count.stream(2)) == [0, 1]
