@@ -7,7 +7,6 @@ its file, and its folder comes first on `sys.path`, as Python does for a script.
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 import traceback
 import types
@@ -89,7 +88,7 @@ def import_file(file: Path) -> types.ModuleType:
         raise InvalidRequestError(f"{file} is no Python file: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    sys.path.insert(0, os.path.realpath(file.parent if not file.is_symlink() else file.resolve().parent))
+    sys.path.insert(0, str(file.resolve().parent))
     argv, sys.argv = sys.argv, [str(file)]
     try:
         spec.loader.exec_module(module)

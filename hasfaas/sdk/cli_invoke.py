@@ -59,7 +59,10 @@ def invoke(shell: Shell, target: str, args: tuple[str, ...], timeout_s: float | 
     output = Output(out)
     given = arguments.parse(args, lambda: click.get_binary_stream("stdin").read())
     reference = Reference.parse(target)
-    prepared = _of_name(shell, target, given, timeout_s)if reference is None else _of_file(shell, reference, given, timeout_s)
+    if reference is None:
+        prepared = _of_name(shell, target, given, timeout_s)
+    else:
+        prepared = _of_file(shell, reference, given, timeout_s)
     output.begin(streams=prepared.streams)
     if prepared.streams:
         for item in _items(shell.client, prepared.many()):

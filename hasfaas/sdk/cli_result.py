@@ -55,7 +55,9 @@ class Output:
     def end(self) -> None:
         """After the last write: says on standard error what standard output does not show."""
         if self._summarised:
-            click.echo(f"hasfaas: arrays above {SUMMARISED_ABOVE} elements are summarised; --out FILE keeps them", err=True)
+            click.echo(
+                f"hasfaas: arrays above {SUMMARISED_ABOVE} elements are summarised; --out FILE keeps them", err=True
+            )
 
     def _save(self, file: Path, value: object) -> None:
         array = as_array(value)

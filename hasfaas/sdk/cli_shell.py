@@ -6,7 +6,7 @@ Law: importing this costs click and nothing else of weight; gRPC and numpy come 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -105,6 +105,22 @@ class Shell:
             return await client.rpc(call(session.stub))
 
         return client.run(answer())
+
+    def follow(self, call: Callable[[Any], AsyncIterator[T]]) -> Iterator[T]:
+        """The answers of a streaming RPC as they come: `call` is given the stub of the session."""
+        client = self.client
+
+        async def begin() -> AsyncIterator[T]:
+            session = await client.session()
+            return call(session.stub)
+
+        answers = client.run(begin())
+
+        async def following() -> T | None:
+            return await client.rpc(anext(aiter(answers), None))
+
+        while (answer := client.run(following())) is not None:
+            yield answer
 
     def close(self) -> None:
         """Ends the connection."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import sys
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import attrs
@@ -122,36 +123,38 @@ class Client:
 
     async def stream(
         self, deployable: Callable[[], Deployable], arguments: Payload, timeout_s: float
-    ) -> AsyncIterator[Any]:
-        """The items of a generator function, deployed first if this process has not."""
+    ) -> AsyncGenerator[Any, None]:
+        """The items of a generator function, deployed first if this process has not. Closing it takes the call back."""
+        begun = False
         function = await self._ensure_deployed(deployable)
-        items = self._items(function, arguments, timeout_s)
-        try:
-            first = await anext(items, None)
-        except NotFoundError:
-            # As for a call; nothing has been made yet, so it begins anew.
-            self._deployed.pop(function.name, None)
-            function = await self._ensure_deployed(deployable)
-            items = self._items(function, arguments, timeout_s)
-            first = await anext(items, None)
-        while first is not None:
-            yield payloads.decode(first, allow_pickle=self._trusted)
-            first = await anext(items, None)
+        for attempt in (1, 2):
+            request = Request(function.name, function.version, arguments, timeout_s)
+            try:
+                async with contextlib.aclosing(self._items(request)) as items:
+                    async for item in items:
+                        begun = True
+                        yield item
+                return
+            except NotFoundError:
+                # As for a call: deploy once more, as long as nothing has been made yet.
+                self._deployed.pop(function.name, None)
+                if begun or attempt == 2:
+                    raise
+                function = await self._ensure_deployed(deployable)
 
-    async def _items(self, function: Deployable, arguments: Payload, timeout_s: float) -> AsyncIterator[Payload]:
-        session = await self.session()
-        try:
-            async for item in session.stream(Request(function.name, function.version, arguments, timeout_s)):
-                yield item
-        except HasFaasError as exc:
-            raise as_raised(exc, trusted=self._trusted) from None
-
-    async def stream_named(self, name: str, arguments: Payload, timeout_s: float) -> AsyncIterator[Any]:
+    async def stream_named(self, name: str, arguments: Payload, timeout_s: float) -> AsyncGenerator[Any, None]:
         """The items of whatever version of `name` is deployed."""
+        async with contextlib.aclosing(self._items(Request(name, "", arguments, timeout_s))) as items:
+            async for item in items:
+                yield item
+
+    async def _items(self, request: Request) -> AsyncGenerator[Any, None]:
+        # Each generator closes the one below it: left to the garbage collector, a call would go on until it comes by.
         session = await self.session()
         try:
-            async for item in session.stream(Request(name, "", arguments, timeout_s)):
-                yield payloads.decode(item, allow_pickle=self._trusted)
+            async with contextlib.aclosing(session.stream(request)) as items:
+                async for item in items:
+                    yield payloads.decode(item, allow_pickle=self._trusted)
         except HasFaasError as exc:
             raise as_raised(exc, trusted=self._trusted) from None
 
@@ -176,7 +179,9 @@ class Client:
     async def status(self, name: str = "") -> pb.ListFunctionsResponse:
         """What is deployed: one function, or all, with replicas and usage."""
         session = await self.session()
-        answer: pb.ListFunctionsResponse = await self.rpc(session.stub.ListFunctions(pb.ListFunctionsRequest(name=name)))
+        answer: pb.ListFunctionsResponse = await self.rpc(
+            session.stub.ListFunctions(pb.ListFunctionsRequest(name=name))
+        )
         return answer
 
     async def gateway_status(self) -> pb.GetStatusResponse:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
+import contextlib
 import inspect
+import itertools
 import queue
 import threading
 from collections import deque
@@ -26,6 +29,8 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 C = TypeVar("C")
 MAP_IN_FLIGHT = 64
+# Items of a stream that wait for a synchronous reader; the generator is held back beyond them.
+READ_AHEAD = 16
 
 
 class Call(Generic[R]):
@@ -214,22 +219,33 @@ class StreamFunction(Remote[P], Generic[P, T_co]):
         """The items, as they come. Leaving the loop early takes the call back."""
         arguments = self._encode(args, kwargs)
         items: queue.Queue[tuple[bool, Any]] = queue.Queue()
+        room = asyncio.Semaphore(READ_AHEAD)
 
         async def pump() -> None:
             try:
-                async for item in self.client.stream(self.deployable, arguments, self.spec.timeout_s):
-                    items.put((True, item))
+                async with contextlib.aclosing(
+                    self.client.stream(self.deployable, arguments, self.spec.timeout_s)
+                ) as made:
+                    async for item in made:
+                        await room.acquire()
+                        items.put((True, item))
                 items.put((False, None))
             except BaseException as exc:
                 items.put((False, exc))
                 raise
 
+        async def make_room() -> None:
+            for _ in range(READ_AHEAD // 2):
+                room.release()
+
         future = self.client.start(pump())
         try:
-            while True:
+            for taken in itertools.count(1):
                 more, value = items.get()
                 if more:
                     yield value
+                    if taken % (READ_AHEAD // 2) == 0:
+                        self.client.start(make_room())
                 elif value is None:
                     return
                 else:
@@ -240,8 +256,11 @@ class StreamFunction(Remote[P], Generic[P, T_co]):
     async def astream(self, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T_co]:
         """As `stream`, on the caller's event loop."""
         arguments = self._encode(args, kwargs)
-        async for item in self.client.stream(self.deployable, arguments, self.spec.timeout_s):
-            yield item
+        async with contextlib.aclosing(
+            self.client.stream(self.deployable, arguments, self.spec.timeout_s)
+        ) as made:
+            async for item in made:
+                yield item
 
 
 class Served(Protocol[P, R_co]):

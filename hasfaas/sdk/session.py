@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import attrs
 import grpc
@@ -106,7 +106,7 @@ class Session:
         assert answer is not None
         return answer
 
-    async def stream(self, request: Request) -> AsyncIterator[Payload]:
+    async def stream(self, request: Request) -> AsyncGenerator[Payload, None]:
         """The items of a stream. Leaving the loop early takes the call back."""
         call_id, pending = self._begin(request, streams=True)
         taken, over = 0, False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -43,8 +45,6 @@ def test_leaving_early_closes_the_generator_in_the_replica(backend: Gateway, tmp
 
 
 async def test_leaving_astream_early_closes_it_too(backend: Gateway, tmp_path: Path) -> None:
-    import asyncio
-
     trace = tmp_path / "t"
     async for item in streams.count.astream(100_000, str(trace)):
         if item == 3:
@@ -60,10 +60,9 @@ def test_a_slow_reader_holds_the_maker_back(backend: Gateway, tmp_path: Path) ->
     trace = tmp_path / "t"
     items = streams.count.stream(100_000, str(trace))
     assert next(items) == 0
-    # While nobody reads, other calls of the function do not come; the maker must be waiting, not making.
-    made = backend.function("streams.count")
-    assert made.calls.completed == 0
+    time.sleep(0.3)
     assert [next(items) for _ in range(40)] == list(range(1, 41))
+    time.sleep(0.3)
     items.close()
     closed = eventually(lambda: trace.exists() and trace.read_text())
     assert int(closed.split()[-1]) < 41 + MOST_AHEAD
