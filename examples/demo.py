@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import nn
 
-from examples.digits import BATCH, WEIGHTS, Digits, Network, images_and_labels
+from examples.digits import BATCH, WEIGHTS, Network, digits, images_and_labels
 from hasfaas import HasFaasError
 
 OUT = Path("out")
@@ -75,7 +75,12 @@ class Phase:
 @contextmanager
 def bar() -> Iterator[Progress]:
     """A progress bar in the style of all of them."""
-    columns = (TextColumn("{task.description:<36}"), BarColumn(30), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+    columns = (
+        TextColumn("{task.description:<36}"),
+        BarColumn(30),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns, console=console) as progress:
         yield progress
 
@@ -86,15 +91,17 @@ def train(images: np.ndarray, labels: np.ndarray) -> None:
     torch.set_num_threads(2)
     network = Network()
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, epochs=EPOCHS, steps_per_epoch=len(images) // 32 + 1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 6e-3, epochs=EPOCHS, steps_per_epoch=len(images) // 32 + 1
+    )
     x, y = torch.from_numpy(images)[:, None], torch.from_numpy(labels)
     with bar() as progress:
         task = progress.add_task("training on scikit-learn's digits", total=EPOCHS * len(x), note="")
         for _ in range(EPOCHS):
-            for chosen in torch.randperm(len(x)).split(32):
+            for chosen in torch.split(torch.randperm(len(x)), 32):
                 optimizer.zero_grad()
                 loss = nn.functional.cross_entropy(network(x[chosen]), y[chosen])
-                loss.backward()
+                torch.autograd.backward(loss)
                 optimizer.step()
                 schedule.step()
                 progress.update(task, advance=len(chosen), note=f"loss {loss.item():.3f}")
@@ -118,20 +125,18 @@ def batch_ms(images: np.ndarray) -> float:
 
 async def sample() -> Sample:
     """The replica's account now."""
-    client = Digits.client
+    client = digits.client
     before_s = time.perf_counter()
-    answer = await client.status(Digits.name)
+    answer = await client.status(digits.name)
     local_s = (before_s + time.perf_counter()) / 2.0
     (replica,) = answer.functions[0].replicas
     usage = replica.usage
-    return Sample(
-        answer.at_ns / 1e9, local_s, usage.used_ns / 1e9, usage.granted_ns / 1e9, usage.quota_ppm / 10_000.0
-    )
+    return Sample(answer.at_ns / 1e9, local_s, usage.used_ns / 1e9, usage.granted_ns / 1e9, usage.quota_ppm / 10_000.0)
 
 
 async def call(image: np.ndarray, label: int, due_s: float) -> Answered:
     """One call, timed."""
-    probabilities = await Digits.aio(image)
+    probabilities = await digits.aio(image)
     return Answered(due_s, time.perf_counter(), int(probabilities.argmax()) == label)
 
 
@@ -188,8 +193,8 @@ async def open_loop(images: np.ndarray, labels: np.ndarray, rate_rps: float) -> 
 
 async def scale(quota_percent: float) -> float:
     """Re-sizes the replica in place; milliseconds from the request to the new quota being in force."""
-    client = Digits.client
-    answer = await client.scale(Digits.name, quota=quota_percent)
+    client = digits.client
+    answer = await client.scale(digits.name, quota=quota_percent)
     return float(answer.applied_ms)
 
 
@@ -236,9 +241,7 @@ def _phase(quota: float, change_ms: float, settled: list[Sample], answered: list
     )
 
 
-def picture(
-    samples: list[Sample], answered: list[Answered], changes: list[tuple[float, float]], path: Path
-) -> None:
+def picture(samples: list[Sample], answered: list[Answered], changes: list[tuple[float, float]], path: Path) -> None:
     """Share and latency over time."""
     import matplotlib
 
@@ -249,7 +252,9 @@ def picture(
     figure, (share, latency) = plt.subplots(2, 1, sharex=True, figsize=(9, 6), layout="constrained")
     pairs = [(a, b) for a, b in itertools.pairwise(samples) if b.at_s > a.at_s]
     times = [b.local_s - zero_s for _, b in pairs]
-    share.plot(times, [100 * (b.used_s - a.used_s) / (b.at_s - a.at_s) for a, b in pairs], ".-", label="used, per sample")
+    share.plot(
+        times, [100 * (b.used_s - a.used_s) / (b.at_s - a.at_s) for a, b in pairs], ".-", label="used, per sample"
+    )
     share.step(times, [b.quota_percent for _, b in pairs], where="post", color="black", label="granted (quota)")
     share.set(ylabel="share of device time, %", ylim=(0, 105), title="One replica, saturated, re-sized in place")
     share.legend(loc="upper right")
@@ -264,7 +269,7 @@ def picture(
 
 async def serve(images: np.ndarray, labels: np.ndarray) -> bool:
     """Both parts, on the deployed function; whether the promises were kept."""
-    client = Digits.client
+    client = digits.client
     status = await client.gateway_status()
     window_s = status.window_ms / 1000.0
     console.print(f"replica: {await _slice()}")
@@ -284,7 +289,7 @@ async def serve(images: np.ndarray, labels: np.ndarray) -> bool:
 
 
 async def _slice() -> str:
-    (replica,) = (await Digits.client.status(Digits.name)).functions[0].replicas
+    (replica,) = (await digits.client.status(digits.name)).functions[0].replicas
     return (
         f"{replica.replica_id} on {replica.device}, lane {replica.lane}, "
         f"SM {replica.sm_granted_percent:g} % (cores), quota {replica.quota_percent:g} %, pid {replica.pid}"
@@ -294,12 +299,12 @@ async def _slice() -> str:
 def _report_open_loop(answered: list[Answered], first: Sample, last: Sample) -> bool:
     latencies = np.array([a.latency_ms for a in answered])
     accuracy = float(np.mean([a.right for a in answered]))
-    attainment = float(np.mean(latencies <= Digits.spec.slo_ms))
+    attainment = float(np.mean(latencies <= digits.spec.slo_ms))
     span_s = last.at_s - first.at_s
     used, granted = (last.used_s - first.used_s) / span_s, (last.granted_s - first.granted_s) / span_s
     console.print(
         f"(a) {len(answered)} calls: accuracy {accuracy:.3f}, p50 {np.percentile(latencies, 50):.1f} ms, "
-        f"p99 {np.percentile(latencies, 99):.1f} ms, SLO {Digits.spec.slo_ms:g} ms attained {100 * attainment:.2f} %, "
+        f"p99 {np.percentile(latencies, 99):.1f} ms, SLO {digits.spec.slo_ms:g} ms attained {100 * attainment:.2f} %, "
         f"used {100 * used:.1f} % of granted {100 * granted:.1f} %"
     )
     return accuracy > 0.95 and attainment >= 0.99 and used <= granted
@@ -330,9 +335,9 @@ def main() -> int:
     train(images[rest], labels[rest])
     console.print(f"one batch of {BATCH} takes {batch_ms(images):.1f} ms on one core here")
     try:
-        deployed = Digits.deploy()
-        Digits.scale(quota=100)
-        console.print(f"deployed {deployed.name} version {deployed.version}, slo_ms={Digits.spec.slo_ms:g}")
+        deployed = digits.deploy()
+        digits.scale(quota=100)
+        console.print(f"deployed {deployed.name} version {deployed.version}, slo_ms={digits.spec.slo_ms:g}")
         good = asyncio.run(serve(images[held], labels[held]))
     except HasFaasError as exc:
         console.print(f"[red]{exc}[/red]")

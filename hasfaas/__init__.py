@@ -27,7 +27,7 @@ from hasfaas.core.errors import (
 )
 from hasfaas.core.lease import gate, host
 from hasfaas.core.spec import Batch
-from hasfaas.core.version import VERSION as __version__
+from hasfaas.core.version import VERSION as __version__  # noqa: N811 - the name that tools look for
 
 if TYPE_CHECKING:
     from hasfaas.sdk.function import Call, ClassFunction, CoroutineFunction, Function, StreamFunction, function

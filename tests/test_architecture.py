@@ -116,10 +116,7 @@ def _imported_by_call(call: ast.Call) -> str | None:
 
 
 def _for_type_checking(node: ast.AST) -> bool:
-    return (
-        isinstance(node, ast.If)
-        and getattr(node.test, "id", getattr(node.test, "attr", "")) == "TYPE_CHECKING"
-    )
+    return isinstance(node, ast.If) and getattr(node.test, "id", getattr(node.test, "attr", "")) == "TYPE_CHECKING"
 
 
 def room_of(parts: tuple[str, ...]) -> str:

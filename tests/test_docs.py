@@ -12,9 +12,7 @@ ROOT = Path(__file__).parents[1]
 NOT_OURS = {".venv", ".git", "out", "node_modules", "build", "dist"}
 
 # [text](target), [text](target "title"), and [name]: target at the start of a line.
-LINK = re.compile(
-    r"\[[^\]]*\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)|^\[[^\]]+\]:\s*<?([^\s>]+)>?", re.MULTILINE
-)
+LINK = re.compile(r"\[[^\]]*\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)|^\[[^\]]+\]:\s*<?([^\s>]+)>?", re.MULTILINE)
 CODE = re.compile(r"^(```|~~~).*?^\1|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
 

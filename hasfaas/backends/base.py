@@ -24,7 +24,7 @@ class Backend(Protocol):
     """One way to serve functions."""
 
     def endpoint(self, announce: Callable[[str], None]) -> Endpoint:
-        """A gateway that answers, started if need be, which `announce` is told in one line. BackendError, UnavailableError."""
+        """A gateway that answers, started if need be, of which `announce` is told in one line. Raises BackendError."""
         ...
 
     def up(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -142,9 +142,7 @@ class Fleet:
 
     async def scale(self, record: FunctionRecord, change: Sizing) -> float:
         deployed = self._functions[record.name]
-        sizing = attrs.evolve(
-            record.sizing, **{k: v for k, v in attrs.asdict(change).items() if v is not None}
-        )
+        sizing = attrs.evolve(record.sizing, **{k: v for k, v in attrs.asdict(change).items() if v is not None})
         _check_sizing(record, sizing)
         began_s = time.monotonic()
         live = [m for m in deployed.members.values() if m.state in (ReplicaState.STARTING, ReplicaState.READY)]
@@ -185,8 +183,7 @@ class Fleet:
         deployed = self._functions.get(name)
         if deployed is None:
             return []
-        views = [self._view(m) for m in deployed.members.values() if m.process.replica_id in self.agent.replicas]
-        return views
+        return [self._view(m) for m in deployed.members.values() if m.process.replica_id in self.agent.replicas]
 
     def failure(self, name: str) -> HasFaasError | None:
         """Why the last start of a function's replica failed, None since one succeeded."""
@@ -206,9 +203,7 @@ class Fleet:
                     units=units,
                     memory_bytes=device.memory_bytes,
                     memory_used_bytes=sum(s.memory_bytes for lane in mine for s in lane.seats),
-                    lanes=tuple(
-                        LaneView(x.lane, x.units, 100.0 * len(x.units) / units, x.quota_percent) for x in mine
-                    ),
+                    lanes=tuple(LaneView(x.lane, x.units, 100.0 * len(x.units) / units, x.quota_percent) for x in mine),
                     occupancy=sum(len(x.units) / units * x.quota_percent / 100.0 for x in mine),
                 )
             )
@@ -252,9 +247,7 @@ class Fleet:
     async def _warm(self, deployed: _Deployed) -> None:
         """At least one ready replica of the current version, or what keeps it from starting."""
         version = deployed.record.version
-        if not any(
-            m.state is ReplicaState.READY and m.record.version == version for m in deployed.members.values()
-        ):
+        if not any(m.state is ReplicaState.READY and m.record.version == version for m in deployed.members.values()):
             deployed.wanted = max(1, deployed.wanted)
             await self._start_member(deployed)
 
@@ -427,8 +420,8 @@ class Fleet:
             usage=self.agent.usage(process.replica_id),
         )
 
-    def _spawn(self, work: Iterable[object] | object) -> None:
-        task: asyncio.Task[object] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+    def _spawn(self, work: Coroutine[object, object, object]) -> None:
+        task: asyncio.Task[object] = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -11,9 +11,7 @@ PPM_PER_PERCENT = 10_000
 
 def _percent(name: str, value: float, *, low: float) -> None:
     if not low <= value <= 100.0:
-        raise InvalidRequestError(
-            f"{name}={value!r} is not a percentage in [{low:g}, 100]", reason="BAD_ALLOCATION"
-        )
+        raise InvalidRequestError(f"{name}={value!r} is not a percentage in [{low:g}, 100]", reason="BAD_ALLOCATION")
 
 
 @attrs.frozen

@@ -46,9 +46,7 @@ class HasFaasError(Exception):
         return (_rebuild, (type(self), self.message, self.reason, self.retry_after_s))
 
 
-def _rebuild(
-    cls: type[HasFaasError], message: str, reason: str, retry_after_s: float | None
-) -> HasFaasError:
+def _rebuild(cls: type[HasFaasError], message: str, reason: str, retry_after_s: float | None) -> HasFaasError:
     return cls(message, reason=reason, retry_after_s=retry_after_s)
 
 

@@ -54,9 +54,7 @@ class DeviceSettings:
     id: str | None = attrs.field(
         default=None,
         validator=keys.optional(
-            keys.text(
-                "give letters, digits, and . _ - in between", r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
-            )
+            keys.text("give letters, digits, and . _ - in between", r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
         ),
     )
     count: int = attrs.field(default=1, validator=keys.whole("devices", 1, 1024))
@@ -76,9 +74,7 @@ class DeviceSettings:
                 cure = f"a {self.kind} device has no {field.name}; take it out, or change kind"
                 raise Place(path=(field.name,)).refuse(getattr(self, field.name), cure)
         if self.id in ("auto", *DEVICE_KINDS):
-            raise Place(path=("id",)).refuse(
-                self.id, f'this word means any device of a kind; say "{self.id}0"'
-            )
+            raise Place(path=("id",)).refuse(self.id, f'this word means any device of a kind; say "{self.id}0"')
 
     @property
     def memory_bytes(self) -> int | None:
@@ -170,12 +166,8 @@ FUNCTION_OPTIONS: Schema = {
     "slo_ms": _option(keys.number("milliseconds"), lambda value: _spec(slo_ms=value)),
     "slo_percentile": _option(keys.number("a percentile"), lambda value: _spec(slo_percentile=value)),
     "memory": _option(keys.memory(), lambda value: _spec(memory_bytes=parse_memory(value))),
-    "device": _option(
-        keys.text('give "auto", a device kind or a device id'), lambda value: _spec(device=value)
-    ),
-    "replicas": _option(
-        Reader(_read_replicas), lambda value: _spec(min_replicas=value[0], max_replicas=value[1])
-    ),
+    "device": _option(keys.text('give "auto", a device kind or a device id'), lambda value: _spec(device=value)),
+    "replicas": _option(Reader(_read_replicas), lambda value: _spec(min_replicas=value[0], max_replicas=value[1])),
     "timeout_s": _option(keys.number("seconds"), lambda value: _spec(timeout_s=value)),
     "idempotent": _option(keys.boolean(), lambda value: _spec(idempotent=value)),
     "batch": {
@@ -201,17 +193,11 @@ class Settings:
 
     state_dir: Path = attrs.field(validator=keys.path())
     runtime_dir: Path = attrs.field(validator=keys.path())
-    backend: str = attrs.field(
-        default="local", validator=keys.text('give a backend, such as "local"', r"[\w.-]+")
-    )
+    backend: str = attrs.field(default="local", validator=keys.text('give a backend, such as "local"', r"[\w.-]+"))
     start_timeout_s: float = attrs.field(default=60.0, validator=keys.number("seconds", 0.1))
     log_level: str = attrs.field(default="info", validator=keys.choice(*LOG_LEVELS))
-    local: LocalSettings = attrs.field(
-        factory=LocalSettings, validator=attrs.validators.instance_of(LocalSettings)
-    )
-    devices: tuple[DeviceSettings, ...] = attrs.field(
-        default=(DeviceSettings(),), validator=Reader(_read_devices)
-    )
+    local: LocalSettings = attrs.field(factory=LocalSettings, validator=attrs.validators.instance_of(LocalSettings))
+    devices: tuple[DeviceSettings, ...] = attrs.field(default=(DeviceSettings(),), validator=Reader(_read_devices))
     functions: Mapping[str, Mapping[str, object]] = attrs.field(
         factory=dict, validator=Reader(_read_functions), hash=False
     )

@@ -88,5 +88,5 @@ def enter(part: DeviceSlice) -> Stream:
     """
     if part.kind not in KINDS:
         raise InvalidRequestError(f"device kind {part.kind!r} is unknown; known kinds: {', '.join(KINDS)}")
-    module: DeviceModule = import_module(f"hasfaas.devices.{part.kind}")  # type: ignore[assignment]
+    module: DeviceModule = import_module(f"hasfaas.devices.{part.kind}")
     return module.enter(part)

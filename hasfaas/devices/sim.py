@@ -108,9 +108,7 @@ class SimProfile:
         try:
             return cls.from_dict(json.loads(Path(path).read_text()))
         except (OSError, ValueError, AttributeError, TypeError) as exc:
-            raise InvalidRequestError(
-                f"path={str(path)!r} is not a profile: {exc}", reason="BAD_PROFILE"
-            ) from exc
+            raise InvalidRequestError(f"path={str(path)!r} is not a profile: {exc}", reason="BAD_PROFILE") from exc
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers."""

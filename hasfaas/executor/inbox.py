@@ -20,7 +20,7 @@ from hasfaas.wire.frames import Buffer, Frame, FrameKind, FrameReader, WorkItem
 MAX_PIECES = 512
 
 
-class Closed(Exception):
+class Closed(Exception):  # noqa: N818 - an end, not an error
     """The gateway has gone; a replica has no reason to live without one."""
 
 

@@ -23,8 +23,8 @@ import attrs
 from hasfaas.core import lease as leases
 from hasfaas.core.errors import BackendError, HasFaasError, MemoryLimitError
 from hasfaas.core.memory import format_memory
-from hasfaas.core.spec import Kind
 from hasfaas.core.signing import load_or_create_key
+from hasfaas.core.spec import Kind
 from hasfaas.devices import base
 from hasfaas.executor import gates, loader, stacking
 from hasfaas.executor.config import ReplicaConfig
@@ -107,7 +107,7 @@ def _build(
     return replica
 
 
-class _UserFailure(Exception):
+class _UserFailure(Exception):  # noqa: N818 - a carrier
     """Carries what the user's code raised through our own frames."""
 
     def __init__(self, cause: BaseException) -> None:
@@ -188,10 +188,7 @@ class Replica:
         self.lease.acquire()
         self.calibration.begin()
         try:
-            if batched:
-                outcomes = self.target.run_batch(calls)
-            else:
-                outcomes = [self.target.run(calls[0])]
+            outcomes = self.target.run_batch(calls) if batched else [self.target.run(calls[0])]
             self.stream.serve(self.config.function, len(calls), self.lease.gate)
         except Exception as exc:
             if len(calls) > 1:
@@ -287,13 +284,13 @@ def _status(exc: BaseException, config: ReplicaConfig) -> bytes:
             f"{config.function}: a replica reached its memory of {limit} ({type(cause).__name__}: {cause}); "
             "declare more with memory=, or use smaller batches"
         )
-        return to_status(wall).SerializeToString()
+        return bytes(to_status(wall).SerializeToString())
     if isinstance(exc, HasFaasError):
-        return to_status(exc).SerializeToString()
+        return bytes(to_status(exc).SerializeToString())
     if isinstance(exc, _UserFailure):
-        return user_exception_to_status(cause, skip_file=is_ours).SerializeToString()
+        return bytes(user_exception_to_status(cause, skip_file=is_ours).SerializeToString())
     wrapped = BackendError(f"{config.function}: the replica failed: {type(exc).__name__}: {exc}")
-    return to_status(wrapped).SerializeToString()
+    return bytes(to_status(wrapped).SerializeToString())
 
 
 def _is_memory_error(exc: BaseException) -> bool:

@@ -84,9 +84,7 @@ class Segment:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError as exc:
-            raise BackendError(
-                f"path={str(path)!r} does not exist: is its node agent still running?"
-            ) from exc
+            raise BackendError(f"path={str(path)!r} does not exist: is its node agent still running?") from exc
         try:
             size = os.fstat(descriptor).st_size
             if size == 0 or size % WORD:
@@ -117,9 +115,7 @@ class Segment:
         """Makes the lock at `word`: shared between processes, and handed on when its owner dies."""
         attributes = ctypes.create_string_buffer(64)
         _check(_libc.pthread_mutexattr_init(attributes), "pthread_mutexattr_init")
-        _check(
-            _libc.pthread_mutexattr_setpshared(attributes, _PROCESS_SHARED), "pthread_mutexattr_setpshared"
-        )
+        _check(_libc.pthread_mutexattr_setpshared(attributes, _PROCESS_SHARED), "pthread_mutexattr_setpshared")
         _check(_libc.pthread_mutexattr_setrobust(attributes, _ROBUST), "pthread_mutexattr_setrobust")
         address = ctypes.c_void_p(self._address(word))
         _check(_libc.pthread_mutex_init(address, attributes), "pthread_mutex_init")

@@ -39,9 +39,7 @@ def signature(call: Arguments) -> tuple[object, ...]:
     """Calls with equal signatures may be stacked. Other arguments count by their text and type."""
     named = [(None, value) for value in call.args] + sorted(call.kwargs.items())
     return tuple(
-        (key, type(value), tuple(value.shape), str(value.dtype))
-        if is_array(value)
-        else (key, type(value), repr(value))
+        (key, type(value), tuple(value.shape), str(value.dtype)) if is_array(value) else (key, type(value), repr(value))
         for key, value in named
     )
 

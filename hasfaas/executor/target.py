@@ -74,7 +74,7 @@ def _drive(agen: AsyncIterator[Any]) -> Iterator[Any]:
     try:
         while True:
             try:
-                yield loop().run_until_complete(agen.__anext__())  # type: ignore[arg-type]
+                yield loop().run_until_complete(agen.__anext__())
             except StopAsyncIteration:
                 return
     finally:

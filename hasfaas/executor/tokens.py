@@ -108,17 +108,13 @@ class TokenTable:
         quotas would sum to more than 1,000,000 or no slot is free.
         """
         if not 0 <= lane < len(self._lanes):
-            raise InvalidRequestError(
-                f"lane={lane} must lie in [0, {len(self._lanes) - 1}]", reason="BAD_LANE"
-            )
+            raise InvalidRequestError(f"lane={lane} must lie in [0, {len(self._lanes) - 1}]", reason="BAD_LANE")
         _check_quota(quota_ppm)
         with self._pool_locked(), self._locked(lane) as (view, members):
             _check_sum(lane, members, quota_ppm)
             index = next((i for i, slot in enumerate(self._slots) if slot.state == SlotState.FREE), None)
             if index is None:
-                raise PlacementError(
-                    f"all {len(self._slots)} slots of the device are taken: free a replica first"
-                )
+                raise PlacementError(f"all {len(self._slots)} slots of the device are taken: free a replica first")
             self._open_account(index, lane, quota_ppm, lend)
             view.members |= 1 << index
         return index
@@ -208,9 +204,7 @@ class TokenTable:
         view = self._slots[slot]
         with self._locked(view.lane) as (lane, members):
             if view.epoch != epoch or view.state == SlotState.FREE:
-                raise BackendError(
-                    f"slot={slot} was freed or given to another replica: this process must end"
-                )
+                raise BackendError(f"slot={slot} was freed or given to another replica: this process must end")
             step = decide(lane, members, slot, monotonic_ns(), self.timing)
             while step.suspect is not None and self._bury_if_dead(lane, members, step.suspect):
                 step = decide(lane, members, slot, monotonic_ns(), self.timing)
@@ -267,9 +261,7 @@ class TokenTable:
     def _repair(self, lane: int) -> None:
         """The lock's last owner died in a step: words agree again, and the dead no longer hold or wait."""
         view = self._lanes[lane]
-        taken = (
-            i for i, slot in enumerate(self._slots) if slot.state != SlotState.FREE and slot.lane == lane
-        )
+        taken = (i for i, slot in enumerate(self._slots) if slot.state != SlotState.FREE and slot.lane == lane)
         view.members = sum(1 << i for i in taken)
         members = self._members(lane)
         quota.repair(view, members, monotonic_ns(), self.timing)

@@ -103,7 +103,11 @@ class NodeAgent:
         sweep_shm()
         for device_id in self.devices:
             self._tables[device_id] = TokenTable.create(
-                _table_path(device_id), lanes=seating.MAX_LANES, slots=SLOTS, window_ns=self._window_ns, quantum_ns=self._quantum_ns
+                _table_path(device_id),
+                lanes=seating.MAX_LANES,
+                slots=SLOTS,
+                window_ns=self._window_ns,
+                quantum_ns=self._quantum_ns,
             )
 
     async def stop(self) -> None:
@@ -146,9 +150,7 @@ class NodeAgent:
         slot = table.admit(placed.lane, ppm(placed.quota_percent))
         ours, theirs = socket.socketpair()
         log = self._log_dir / f"{replica_id}-{os.getpid()}.log"
-        replica = Replica(
-            replica_id, request, placed.device_id, placed.lane, placed.sm_percent, slot, log, ours
-        )
+        replica = Replica(replica_id, request, placed.device_id, placed.lane, placed.sm_percent, slot, log, ours)
         self.replicas[replica_id] = replica
         config = ReplicaConfig(
             replica_id=replica_id,
@@ -218,7 +220,9 @@ class NodeAgent:
                 attrs.evolve(s, quota_percent=quotas[s.replica_id], pinned=True) if s.replica_id in quotas else s
                 for s in trial[key].seats
             )
-            trial[key] = attrs.evolve(trial[key], seats=seating.resize(attrs.evolve(lane, seats=seats), replica_id, quota))
+            trial[key] = attrs.evolve(
+                trial[key], seats=seating.resize(attrs.evolve(lane, seats=seats), replica_id, quota)
+            )
 
     def kill(self, replica_id: str) -> None:
         """SIGKILL, now. Harmless when it has gone."""
@@ -277,9 +281,7 @@ class NodeAgent:
             task = None
         if task is None:
             log = self._log_dir / f"zygote-{os.getpid()}-{len(self._zygotes)}.log"
-            task = asyncio.ensure_future(
-                Zygote.start(environment, log, self._zygote_reports, self._start_timeout_s)
-            )
+            task = asyncio.ensure_future(Zygote.start(environment, log, self._zygote_reports, self._start_timeout_s))
             self._zygotes[environment] = task
         return await asyncio.shield(task)
 
@@ -325,4 +327,3 @@ def _table_path(device_id: str) -> Path:
 def ppm(quota_percent: float) -> int:
     """A quota as the token table holds it, rounded down so that a full lane never sums to more than all of it."""
     return int(quota_percent * PPM_PER_PERCENT + 1e-6)
-

@@ -141,9 +141,7 @@ def _open_lanes(device: DeviceInfo, lanes: Sequence[Lane], want: Want) -> list[L
     return fitting
 
 
-def _seat(
-    replica_id: str, want: Want, device: DeviceInfo, lane: Lane
-) -> tuple[Placement, tuple[float, ...]] | None:
+def _seat(replica_id: str, want: Want, device: DeviceInfo, lane: Lane) -> tuple[Placement, tuple[float, ...]] | None:
     pinned = want.quota_percent is not None
     new = Seat(replica_id, want.quota_percent or 0.0, pinned, want.memory_bytes)
     seats = share((*lane.seats, new))

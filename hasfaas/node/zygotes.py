@@ -69,7 +69,8 @@ class Zygote:
         ]
         try:
             with log.open("ab") as output:
-                process = subprocess.Popen(
+                # Spawning takes a millisecond or two, once an environment: not worth a thread.
+                process = subprocess.Popen(  # noqa: ASYNC220
                     command,
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,

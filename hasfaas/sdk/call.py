@@ -16,9 +16,7 @@ def as_raised(error: HasFaasError, *, trusted: bool) -> BaseException:
     if not isinstance(error, RemoteFunctionError):
         return error
     failure = error.failure
-    plain = FunctionError(
-        failure.message, qualname=failure.qualname, frames=failure.frames, notes=failure.notes
-    )
+    plain = FunctionError(failure.message, qualname=failure.qualname, frames=failure.frames, notes=failure.notes)
     cls = _known_class(failure)
     if cls is None:
         return plain
@@ -42,7 +40,8 @@ def _state(failure: UserFailure, *, trusted: bool) -> tuple[tuple[Any, ...], dic
     if failure.state is None:
         return (failure.message,), {}
     try:
-        args, attributes = payloads.decode(failure.state, allow_pickle=trusted)  # type: ignore[misc]
+        state: Any = payloads.decode(failure.state, allow_pickle=trusted)
+        args, attributes = state
     except SerializationError:
         return (failure.message,), {}
     return tuple(args), dict(attributes)

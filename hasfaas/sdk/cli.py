@@ -19,7 +19,7 @@ from hasfaas.sdk.cli_deploy import delete, deploy
 from hasfaas.sdk.cli_gateway import down, status, up
 from hasfaas.sdk.cli_invoke import invoke
 from hasfaas.sdk.cli_replicas import logs, ps, scale
-from hasfaas.sdk.cli_shell import Failure, Shell
+from hasfaas.sdk.cli_shell import Shell, exit_code, report
 
 # As a shell reports a process that ended by SIGINT or SIGPIPE.
 INTERRUPTED, NOBODY_READS = 130, 141
@@ -33,7 +33,8 @@ class Commands(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except HasFaasError as exc:
-            raise Failure(exc, show_traceback=ctx.params["traceback"]) from exc
+            report(exc, show_traceback=ctx.params["traceback"])
+            ctx.exit(exit_code(exc))
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
         except BrokenPipeError:

@@ -51,7 +51,7 @@ class Reference:
         return cls(Path(path), name or None)
 
     def functions(self) -> list[Remote[Any]]:
-        """Imports the file; the function named, or all that it defines. Raises InvalidRequestError where it has none."""
+        """Imports the file: the function named, or all that it defines. InvalidRequestError where it has none."""
         module = import_file(self.file)
         if self.name is not None:
             return [_named(self.file, module, self.name)]
@@ -70,7 +70,7 @@ class Reference:
 
 
 def import_file(file: Path) -> types.ModuleType:
-    """The module of a file, imported once. Raises InvalidRequestError, and ImportFailedError for what the file raises."""
+    """The module of a file, imported once. InvalidRequestError; ImportFailedError for what the file raises."""
     if not file.is_file():
         raise InvalidRequestError(f"there is no file {file}")
     file = file.absolute()

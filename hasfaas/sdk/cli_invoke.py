@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,7 @@ def invoke(shell: Shell, target: str, args: tuple[str, ...], timeout_s: float | 
     NAME is what has been deployed. APP.py::NAME imports the file, deploys the function, and calls it.
     """
     output = Output(out)
-    given = arguments.parse(args, lambda: click.get_binary_stream("stdin").read())
+    given = arguments.parse(args, lambda: sys.stdin.buffer.read())
     reference = Reference.parse(target)
     if reference is None:
         prepared = _of_name(shell, target, given, timeout_s)

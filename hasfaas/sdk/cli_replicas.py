@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hasfaas.sdk.cli_gateway import get_status
+from hasfaas.sdk.cli_gateway import STATUS_TIMEOUT_S
 from hasfaas.sdk.cli_shell import Shell, json_option, pass_shell
 from hasfaas.sdk.cli_table import duration, percent, print_json, print_table, size, waiting
 
@@ -58,10 +58,10 @@ def ps(shell: Shell, interval_s: float, as_json: bool) -> None:
     the replica's start.
     """
     shell.running()
-    before = after = get_status(shell)
+    before = after = _list(shell)
     if interval_s and any(function.replicas for function in before.functions):
         time.sleep(interval_s)
-        after = get_status(shell)
+        after = _list(shell)
     rows = list(replica_rows(before, after))
     if as_json:
         print_json(rows)
@@ -74,7 +74,15 @@ def ps(shell: Shell, interval_s: float, as_json: bool) -> None:
                 click.echo(f"{row['replica']}: {row['error']}")
 
 
-def replica_rows(before: pb.GetStatusResponse, after: pb.GetStatusResponse) -> Iterator[dict[str, Any]]:
+def _list(shell: Shell, name: str = "") -> pb.ListFunctionsResponse:
+    from hasfaas.wire.v1 import functions_pb2 as messages
+
+    request = messages.ListFunctionsRequest(name=name)
+    answer: pb.ListFunctionsResponse = shell.unary(lambda stub: stub.ListFunctions(request, timeout=STATUS_TIMEOUT_S))
+    return answer
+
+
+def replica_rows(before: pb.ListFunctionsResponse, after: pb.ListFunctionsResponse) -> Iterator[dict[str, Any]]:
     """A row for each replica of `after`, and one for each function without; shares are measured between the two."""
     used_before_ns = {r.replica_id: r.usage.used_ns for f in before.functions for r in f.replicas}
     elapsed_ns = after.at_ns - before.at_ns
@@ -139,7 +147,7 @@ def scale(shell: Shell, name: str, quota: float | None, sm: float | None, replic
     if quota is None and sm is None and replicas is None:
         raise click.UsageError("give at least one of --quota, --sm and --replicas")
     shell.running()
-    (old,) = shell.unary(lambda stub: stub.ListFunctions(messages.ListFunctionsRequest(name=name))).functions
+    (old,) = _list(shell, name).functions
     request = messages.ScaleFunctionRequest(name=old.name, quota_percent=quota, sm_percent=sm, replicas=replicas)
     with waiting(f"sizing {old.name}"):
         answer = shell.unary(lambda stub: stub.ScaleFunction(request))

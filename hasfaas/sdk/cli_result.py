@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import attrs
 import click
 
 from hasfaas.core.errors import InvalidRequestError
@@ -18,23 +17,19 @@ SUMMARISED_ABOVE = 1000
 """Elements: a larger array is shown by what is in it, not item by item."""
 
 
-@attrs.define
 class Output:
-    """Where results go: `file`, or standard output. `streams` results are written one JSON line an item."""
+    """Where results go: a file, or standard output. A stream is written as one JSON line an item."""
 
-    file: Path | None
-    streams: bool = False
-    _summarised: bool = False
-    _written: int = 0
-
-    @file.validator
-    def _check(self, _attribute: object, file: Path | None) -> None:
-        if file is None:
-            return
-        if file.suffix not in (".npy", ".json"):
+    def __init__(self, file: Path | None) -> None:
+        """Raises InvalidRequestError now, rather than after the call, for a file that cannot be written."""
+        if file is not None and file.suffix not in (".npy", ".json"):
             raise InvalidRequestError(f"--out {file}: give a name that ends in .npy (an array) or .json")
-        if not file.absolute().parent.is_dir():
+        if file is not None and not file.absolute().parent.is_dir():
             raise InvalidRequestError(f"--out {file}: there is no folder {file.absolute().parent}")
+        self.file = file
+        self.streams = False
+        self._summarised = False
+        self._written = 0
 
     def begin(self, *, streams: bool) -> None:
         """Before the call. Raises InvalidRequestError where what comes cannot go there."""

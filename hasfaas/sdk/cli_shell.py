@@ -42,16 +42,10 @@ def exit_code(exc: HasFaasError) -> int:
     return next((code for cls, code in _CODES if isinstance(exc, cls)), UNAVAILABLE)
 
 
-class Failure(click.ClickException):
-    """One of our errors on its way to the terminal: one worded message, and no traceback of ours unless asked for."""
-
-    def __init__(self, exc: HasFaasError, *, show_traceback: bool) -> None:
-        super().__init__(worded(exc))
-        self.exit_code = exit_code(exc)
-        self._whole = "".join(traceback.format_exception(exc)) if show_traceback else ""
-
-    def show(self, file: Any = None) -> None:
-        click.echo(f"{self._whole}hasfaas: {self.message}", file=file, err=file is None)
+def report(exc: HasFaasError, *, show_traceback: bool) -> None:
+    """One worded message on standard error, and no traceback of ours unless asked for."""
+    whole = "".join(traceback.format_exception(exc)) if show_traceback else ""
+    click.echo(f"{whole}hasfaas: {worded(exc)}", err=True)
 
 
 def worded(exc: HasFaasError) -> str:
@@ -91,7 +85,7 @@ class Shell:
         return self._client
 
     def running(self) -> Client:
-        """The client, where a gateway runs. UnavailableError where none does: nothing is started only to be looked at."""
+        """The client where a gateway runs, else UnavailableError: nothing is started only to be looked at."""
         if self.client.backend.running() is None:
             raise UnavailableError("no gateway is running; start one with `hasfaas up`", reason="NO_GATEWAY")
         return self.client

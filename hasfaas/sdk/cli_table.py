@@ -21,7 +21,7 @@ def print_json(value: object) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
-    """A table, fitted to the terminal where there is one. A column whose name starts with ">" is aligned to the right."""
+    """A table, fitted to the terminal where there is one. A column whose name starts with ">" is right-aligned."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -190,9 +190,7 @@ def _toml(file: Path) -> dict[str, object]:
         why, cure = exc.strerror or str(exc), "make it readable, or take it out of the way"
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         why, cure = f"not valid TOML: {exc}", "correct it"
-    raise InvalidRequestError(
-        f"cannot read the configuration file {file}: {why}; {cure}", reason="BAD_OPTION"
-    )
+    raise InvalidRequestError(f"cannot read the configuration file {file}: {why}; {cure}", reason="BAD_OPTION")
 
 
 def _variables() -> dict[str, KeyPath]:
@@ -216,9 +214,7 @@ def _variable_layers(cwd: Path, env: Mapping[str, str], home: Path) -> Iterator[
 def _unknown_variable(name: str, known: Mapping[str, KeyPath]) -> InvalidRequestError:
     near = difflib.get_close_matches(name, [*known, CONFIG_VARIABLE], n=1)
     meant = f"did you mean {near[0]}? Rename it" if near else f"known: {', '.join(sorted(known))}. Rename it"
-    return InvalidRequestError(
-        f"unknown environment variable {name}: {meant} or unset it", reason="UNKNOWN_OPTION"
-    )
+    return InvalidRequestError(f"unknown environment variable {name}: {meant} or unset it", reason="UNKNOWN_OPTION")
 
 
 def _command_line(cli: Mapping[str, object], cwd: Path, home: Path) -> Layer:

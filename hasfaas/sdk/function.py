@@ -100,7 +100,7 @@ class Remote(Generic[P]):
             if self._built is None:
                 spec = _overridden(self.spec, self.name, self.client.settings.functions.get(self.name, {}))
                 if self.example is not None:
-                    self.target.__hasfaas_example__ = self.example
+                    setattr(self.target, "__hasfaas_example__", self.example)  # noqa: B010 - travels with the pickle
                 bundle = build(self.target, name=self.name, options=attrs.asdict(spec))
                 self._built = Deployable(self.name, bundle.version, spec, bundle.to_bytes())
             return self._built
@@ -188,7 +188,7 @@ class Function(_Calls[P, R_co], Generic[P, R_co]):
     """A decorated function. Calling it runs the plain code here; `.remote` and its like run it on the backend."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        value: R_co = self.target(*args, **kwargs)  # type: ignore[assignment]
+        value: R_co = self.target(*args, **kwargs)
         return value
 
 
@@ -196,7 +196,7 @@ class CoroutineFunction(_Calls[P, R_co], Generic[P, R_co]):
     """A decorated `async def`. Calling it gives the plain coroutine."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R_co]:
-        made: Awaitable[R_co] = self.target(*args, **kwargs)  # type: ignore[assignment]
+        made: Awaitable[R_co] = self.target(*args, **kwargs)
         return made
 
 
@@ -204,7 +204,7 @@ class ClassFunction(_Calls[P, R_co], Generic[C, P, R_co]):
     """A decorated class. Calling it makes a plain instance; `.remote(...)` is the `__call__` of a replica's instance."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> C:
-        made: C = self.target(*args, **kwargs)  # type: ignore[assignment]
+        made: C = self.target(*args, **kwargs)
         return made
 
 
@@ -256,9 +256,7 @@ class StreamFunction(Remote[P], Generic[P, T_co]):
     async def astream(self, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T_co]:
         """As `stream`, on the caller's event loop."""
         arguments = self._encode(args, kwargs)
-        async with contextlib.aclosing(
-            self.client.stream(self.deployable, arguments, self.spec.timeout_s)
-        ) as made:
+        async with contextlib.aclosing(self.client.stream(self.deployable, arguments, self.spec.timeout_s)) as made:
             async for item in made:
                 yield item
 
@@ -279,13 +277,13 @@ class _Decorator:
     def __call__(self, target: type[Served[P, R]]) -> ClassFunction[Any, P, R]: ...  # type: ignore[overload-overlap]
 
     @overload
-    def __call__(self, target: Callable[P, AsyncIterator[T]]) -> StreamFunction[P, T]: ...
+    def __call__(self, target: Callable[P, AsyncIterator[T]]) -> StreamFunction[P, T]: ...  # type: ignore[overload-overlap]
 
     @overload
-    def __call__(self, target: Callable[P, Iterator[T]]) -> StreamFunction[P, T]: ...
+    def __call__(self, target: Callable[P, Iterator[T]]) -> StreamFunction[P, T]: ...  # type: ignore[overload-overlap]
 
     @overload
-    def __call__(self, target: Callable[P, Awaitable[R]]) -> CoroutineFunction[P, R]: ...
+    def __call__(self, target: Callable[P, Awaitable[R]]) -> CoroutineFunction[P, R]: ...  # type: ignore[overload-overlap]
 
     @overload
     def __call__(self, target: Callable[P, R]) -> Function[P, R]: ...
@@ -300,7 +298,9 @@ class _Decorator:
         made: type[Remote[Any]]
         if kind.streams:
             if self.spec.batch is not None:
-                raise InvalidRequestError(f"batch= does not go with the stream {target.__qualname__}", reason="BAD_OPTION")
+                raise InvalidRequestError(
+                    f"batch= does not go with the stream {target.__qualname__}", reason="BAD_OPTION"
+                )
             made = StreamFunction
         elif kind is Kind.CLASS:
             made = ClassFunction

@@ -12,16 +12,16 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import attrs
 import grpc
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
-from hasfaas.core.version import VERSION
 from hasfaas.core.errors import ConflictError, HasFaasError, InvalidRequestError, NotFoundError
 from hasfaas.core.spec import Kind
+from hasfaas.core.version import VERSION
 from hasfaas.serving.ports import Control, FunctionRecord, Sizing, Store
 from hasfaas.serving.router import Call, Router
 from hasfaas.serving.views import device_to_proto, function_to_proto
@@ -34,7 +34,7 @@ from hasfaas.wire.v1 import functions_pb2 as pb
 from hasfaas.wire.v1 import functions_pb2_grpc, payload_pb2
 
 T = TypeVar("T")
-Context = grpc.aio.ServicerContext
+Context = grpc.aio.ServicerContext[Any, Any]
 CHUNK_BYTES = 1 << 20
 # A session may hold so many bytes of half-received arguments.
 MAX_PARTIAL_BYTES = 1 << 30
@@ -148,7 +148,7 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
             if call is not None:
                 self._router.cancel(call)
 
-    async def Session(  # noqa: N802
+    async def Session(  # type: ignore[override]  # noqa: N802 - the reader and writer style of grpc.aio
         self, request_iterator: AsyncIterator[pb.SessionRequest], context: Context
     ) -> None:
         self.sessions += 1
@@ -288,6 +288,7 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
             functions=[self._status(record) for record in self._store.all()],
             window_ms=self._window_ms,
             quantum_ms=self._quantum_ms,
+            at_ns=time.monotonic_ns(),
         )
 
     def record(self, name: str) -> FunctionRecord:
@@ -491,4 +492,4 @@ async def _guard(context: Context, work: Awaitable[T]) -> T:
 
 async def _abort(context: Context, exc: HasFaasError | StatusError) -> None:
     status = status_pb2.Status.FromString(exc.status) if isinstance(exc, StatusError) else to_status(exc)
-    await context.abort_with_status(rpc_status.to_status(status))
+    await context.abort_with_status(rpc_status.to_status(status))  # type: ignore[attr-defined]  # its stubs lack it

@@ -412,4 +412,6 @@ class Router:
             cure = "a stream that has given items is not begun again"
         else:
             cure = f"it was tried {call.attempts} times"
-        return UnavailableError(f"{function.name}: the replica {why} with the call in it; {cure}", reason="EXECUTOR_CRASHED")
+        return UnavailableError(
+            f"{function.name}: the replica {why} with the call in it; {cure}", reason="EXECUTOR_CRASHED"
+        )

@@ -96,9 +96,7 @@ class LocalStore:
             raise NotFoundError(f"function {name!r} is not deployed")
         changed = attrs.evolve(record, sizing=sizing)
         with self._db:
-            self._db.execute(
-                "UPDATE functions SET record = ? WHERE name = ?", (json.dumps(_to_json(changed)), name)
-            )
+            self._db.execute("UPDATE functions SET record = ? WHERE name = ?", (json.dumps(_to_json(changed)), name))
 
     def bundle_path(self, sha256: str) -> Path:
         """The file of a bundle."""
@@ -113,7 +111,7 @@ class LocalStore:
             file.write(bundle)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(file.name, path)
+        Path(file.name).replace(path)
 
 
 def _to_json(record: FunctionRecord) -> dict[str, object]:

@@ -81,6 +81,4 @@ def payload_to_proto(payload: payloads.Payload) -> payload_pb2.Payload:
 
 def payload_from_proto(message: payload_pb2.Payload) -> payloads.Payload:
     """The payload of a message, as views of its bytes. Raises SerializationError when sizes and bytes disagree."""
-    return payloads.from_bytes(
-        message.codec, message.head, tuple(message.sizes), memoryview(message.data)
-    )
+    return payloads.from_bytes(message.codec, message.head, tuple(message.sizes), memoryview(message.data))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import attrs
 import msgpack
@@ -126,7 +127,8 @@ def pack_payload(kind: FrameKind, call_id: int, payload: RawPayload) -> list[Buf
 
 def unpack_payload(frame: Frame) -> RawPayload:
     """The payload of a RESULT or ITEM frame."""
-    codec, head, sizes = frame.head  # type: ignore[misc]
+    fields: Any = frame.head
+    codec, head, sizes = fields
     return RawPayload(codec, head, tuple(sizes), (frame.body,) if len(frame.body) else ())
 
 
@@ -174,17 +176,13 @@ class FrameReader:
             return False
         kind, head_len, call_id, body_len = HEADER.unpack_from(self._scratch, self._start)
         if head_len > MAX_HEAD_BYTES or body_len > MAX_BODY_BYTES:
-            raise InvalidRequestError(
-                f"a frame announces a head of {head_len} and a body of {body_len} bytes"
-            )
+            raise InvalidRequestError(f"a frame announces a head of {head_len} and a body of {body_len} bytes")
         head_end = self._start + HEADER.size + head_len
         if head_end > self._end:
             self._reserve(HEADER.size + head_len)
             return False
         view = memoryview(self._scratch)
-        head = (
-            msgpack.unpackb(view[self._start + HEADER.size : head_end], use_list=False) if head_len else None
-        )
+        head = msgpack.unpackb(view[self._start + HEADER.size : head_end], use_list=False) if head_len else None
         try:
             known = FrameKind(kind)
         except ValueError as exc:

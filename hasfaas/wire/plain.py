@@ -103,9 +103,7 @@ class _Writer:
         try:
             if kind is dict:
                 return dict(zip(self._items(value, depth), self._items(value.values(), depth), strict=True))
-            return (
-                (_EXT[Mark.TUPLE], *self._items(value, depth)) if kind is tuple else self._items(value, depth)
-            )
+            return (_EXT[Mark.TUPLE], *self._items(value, depth)) if kind is tuple else self._items(value, depth)
         finally:
             self._inside.discard(id(value))
 
@@ -174,7 +172,5 @@ class _Reader:
 
     def _buffer(self, index: object) -> Buffer:
         if type(index) is not int or not 0 <= index < len(self._buffers):
-            raise SerializationError(
-                f"buffer {index!r:.60} does not exist; the payload has {len(self._buffers)}"
-            )
+            raise SerializationError(f"buffer {index!r:.60} does not exist; the payload has {len(self._buffers)}")
         return self._buffers[index]

@@ -69,18 +69,14 @@ class RemoteFunctionError(errors.FunctionError):
     """A FunctionError fresh off the wire; `failure` lets a client rebuild the original class."""
 
     def __init__(self, failure: UserFailure) -> None:
-        super().__init__(
-            failure.message, qualname=failure.qualname, frames=failure.frames, notes=failure.notes
-        )
+        super().__init__(failure.message, qualname=failure.qualname, frames=failure.frames, notes=failure.notes)
         self.failure = failure
 
 
 def to_status(exc: errors.HasFaasError) -> status_pb2.Status:
     """The google.rpc.Status of one of our own errors."""
     cls = next(c for c in type(exc).__mro__ if c in CODES)
-    details = [
-        error_details_pb2.ErrorInfo(reason=exc.reason, domain=DOMAIN, metadata={"class": cls.__name__})
-    ]
+    details = [error_details_pb2.ErrorInfo(reason=exc.reason, domain=DOMAIN, metadata={"class": cls.__name__})]
     status = status_pb2.Status(code=CODES[cls], message=exc.message)
     _pack(status, *details)
     if exc.retry_after_s is not None:
@@ -101,9 +97,10 @@ def user_exception_to_status(exc: BaseException, *, skip_file: Callable[[str], b
     and attributes go along when they can be encoded, else the status has text alone.
     """
     message = _safely(lambda: str(exc), "<the exception's text could not be made>")
+    no_frames: tuple[traceback.FrameSummary, ...] = ()
     frames = [
         errors_pb2.UserError.Frame(file=f.filename, line=f.lineno or 0, function=f.name, source=f.line or "")
-        for f in _safely(lambda: list(traceback.extract_tb(exc.__traceback__)), [])
+        for f in _safely(lambda: tuple(traceback.extract_tb(exc.__traceback__)), no_frames)
         if not skip_file(f.filename)
     ]
     notes = [note for note in getattr(exc, "__notes__", ()) if isinstance(note, str)]
@@ -118,9 +115,7 @@ def user_exception_to_status(exc: BaseException, *, skip_file: Callable[[str], b
     if state is not None:
         user.state.CopyFrom(state)
     status = status_pb2.Status(code=code_pb2.UNKNOWN, message=f"{user.qualname}: {user.message}"[:2048])
-    info = error_details_pb2.ErrorInfo(
-        reason="USER_EXCEPTION", domain=DOMAIN, metadata={"class": "FunctionError"}
-    )
+    info = error_details_pb2.ErrorInfo(reason="USER_EXCEPTION", domain=DOMAIN, metadata={"class": "FunctionError"})
     _pack(status, info, user)
     return status
 
@@ -152,9 +147,7 @@ def _failure_from_proto(user: errors_pb2.UserError) -> UserFailure:
 
 
 def _frame_to_proto(frame: errors.RemoteFrame) -> errors_pb2.UserError.Frame:
-    return errors_pb2.UserError.Frame(
-        file=frame.file, line=frame.line, function=frame.function, source=frame.source
-    )
+    return errors_pb2.UserError.Frame(file=frame.file, line=frame.line, function=frame.function, source=frame.source)
 
 
 def _encode_state(exc: BaseException) -> payload_pb2.Payload | None:

@@ -167,9 +167,7 @@ def _dtype(text: object) -> np.dtype[Any]:
     return dtype
 
 
-def _checked(
-    shape: object, order: object, item_bytes: int, buffer: Buffer
-) -> tuple[list[int], list[int] | None]:
+def _checked(shape: object, order: object, item_bytes: int, buffer: Buffer) -> tuple[list[int], list[int] | None]:
     """The shape as it lies in memory, and the axes that put it right. Refuses what does not fit."""
     if not isinstance(shape, list) or any(type(n) is not int or n < 0 for n in shape):
         raise SerializationError(f"an array's shape is a list of sizes, not {shape!r:.60}")

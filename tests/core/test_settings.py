@@ -43,9 +43,7 @@ def test_local_settings_have_bounds(field: str, value: float) -> None:
 
 def test_a_quantum_fits_in_its_window() -> None:
     assert LocalSettings(window_ms=20, quantum_ms=20).quantum_ms == 20
-    with pytest.raises(
-        InvalidRequestError, match=r"local.quantum_ms=30: give milliseconds from 1 to local.window_ms"
-    ):
+    with pytest.raises(InvalidRequestError, match=r"local.quantum_ms=30: give milliseconds from 1 to local.window_ms"):
         LocalSettings(window_ms=25, quantum_ms=30)
 
 

@@ -33,7 +33,9 @@ def quota_sets(draw: st.DrawFn, least: int = 1) -> list[int]:
 
 def bursts(data: st.DataObject) -> Iterator[tuple[int, int]]:
     """Work and idle times that repeat."""
-    pairs = data.draw(st.lists(st.tuples(st.integers(0, 200 * MS), st.integers(1, 40 * MS)), min_size=1, max_size=6))
+    pairs = data.draw(
+        st.lists(st.tuples(st.integers(0, 200 * MS), st.integers(200_000, 40 * MS)), min_size=1, max_size=6)
+    )
     return itertools.cycle(pairs)
 
 

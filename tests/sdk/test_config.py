@@ -224,9 +224,7 @@ def test_two_keys_that_do_not_go_together_are_named_with_both_sources(home: Home
     assert "local.quantum_ms from env HASFAAS_LOCAL_QUANTUM_MS" in str(error)
 
 
-@pytest.mark.parametrize(
-    "text", ["tool = 3\n", "[tool]\nhasfaas = 3\n", "[tool.hasfaas]\nbackend = 3\n", "[tool"]
-)
+@pytest.mark.parametrize("text", ["tool = 3\n", "[tool]\nhasfaas = 3\n", "[tool.hasfaas]\nbackend = 3\n", "[tool"])
 def test_a_pyproject_is_read_as_strictly(home: Home, text: str) -> None:
     file = home.write("project/pyproject.toml", text)
     if text == "tool = 3\n":  # no table of ours in it

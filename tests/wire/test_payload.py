@@ -272,9 +272,7 @@ class Model:
 
 
 def test_what_cannot_be_pickled_is_named_by_its_path() -> None:
-    with pytest.raises(
-        SerializationError, match=r"^value\['m'\]\[1\]\.lock: cannot pickle '_thread\.lock' obj"
-    ):
+    with pytest.raises(SerializationError, match=r"^value\['m'\]\[1\]\.lock: cannot pickle '_thread\.lock' obj"):
         encode({"m": [1, Model()]})
     with pytest.raises(SerializationError, match=r"^args\[0\]\.inside\.lock: cannot pickle"):
         encode_arguments((Box(Model()),), {})
@@ -539,9 +537,7 @@ class TestTorch:
         leaf = self.t.ones(3, requires_grad=True)
         back = pickled(leaf)
         assert back.requires_grad and back.is_leaf and back.tolist() == [1.0] * 3
-        with pytest.raises(
-            SerializationError, match=r"^value\[0\]: a tensor of an autograd graph .*\.detach\(\)"
-        ):
+        with pytest.raises(SerializationError, match=r"^value\[0\]: a tensor of an autograd graph .*\.detach\(\)"):
             encode([leaf * 2])
         with self.t.inference_mode():
             assert plain(leaf * 2).tolist() == [2.0] * 3  # type: ignore[attr-defined]

@@ -52,9 +52,7 @@ class Gateway:
         self._store = LocalStore(settings.state_dir)
         key_path = settings.state_dir / KEY_FILE
 
-        def make_agent(
-            resized: Callable[[str, float], None], exited: Callable[[Replica], None]
-        ) -> NodeAgent:
+        def make_agent(resized: Callable[[str, float], None], exited: Callable[[Replica], None]) -> NodeAgent:
             return NodeAgent(
                 devices_of(settings.devices),
                 log_dir=settings.state_dir / "logs",
@@ -83,7 +81,7 @@ class Gateway:
             window_ms=local.window_ms,
             quantum_ms=local.quantum_ms,
         )
-        self._health = health.aio.HealthServicer()
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # its stubs lack aio
         self._stop = asyncio.Event()
 
     async def run(self, ready: Callable[[], None]) -> None:
@@ -115,7 +113,7 @@ class Gateway:
 
     async def _finish_calls(self) -> None:
         deadline_s = time.monotonic() + self._settings.local.drain_timeout_s
-        while self._fleet.router.outstanding and time.monotonic() < deadline_s:
+        while self._fleet.router.outstanding and time.monotonic() < deadline_s:  # noqa: ASYNC110 - once, at the end
             await asyncio.sleep(0.02)
 
     def _listen(self, server: grpc.aio.Server) -> None:
@@ -174,9 +172,7 @@ def main() -> int:
 
     try:
         settings = Settings.from_json(sys.stdin.read())
-        logging.basicConfig(
-            level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
+        logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         if lock(settings.runtime_dir) is None:
             tell("taken")
             return 0

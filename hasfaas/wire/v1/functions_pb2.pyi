@@ -292,7 +292,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("hasfaas_version", "pid", "uptime_s", "embedded", "devices", "functions", "window_ms", "quantum_ms")
+    __slots__ = ("hasfaas_version", "pid", "uptime_s", "embedded", "devices", "functions", "window_ms", "quantum_ms", "at_ns")
     HASFAAS_VERSION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
@@ -301,6 +301,7 @@ class GetStatusResponse(_message.Message):
     FUNCTIONS_FIELD_NUMBER: _ClassVar[int]
     WINDOW_MS_FIELD_NUMBER: _ClassVar[int]
     QUANTUM_MS_FIELD_NUMBER: _ClassVar[int]
+    AT_NS_FIELD_NUMBER: _ClassVar[int]
     hasfaas_version: str
     pid: int
     uptime_s: float
@@ -309,7 +310,8 @@ class GetStatusResponse(_message.Message):
     functions: _containers.RepeatedCompositeFieldContainer[FunctionStatus]
     window_ms: float
     quantum_ms: float
-    def __init__(self, hasfaas_version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_s: _Optional[float] = ..., embedded: _Optional[bool] = ..., devices: _Optional[_Iterable[_Union[DeviceStatus, _Mapping]]] = ..., functions: _Optional[_Iterable[_Union[FunctionStatus, _Mapping]]] = ..., window_ms: _Optional[float] = ..., quantum_ms: _Optional[float] = ...) -> None: ...
+    at_ns: int
+    def __init__(self, hasfaas_version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_s: _Optional[float] = ..., embedded: _Optional[bool] = ..., devices: _Optional[_Iterable[_Union[DeviceStatus, _Mapping]]] = ..., functions: _Optional[_Iterable[_Union[FunctionStatus, _Mapping]]] = ..., window_ms: _Optional[float] = ..., quantum_ms: _Optional[float] = ..., at_ns: _Optional[int] = ...) -> None: ...
 
 class DeviceStatus(_message.Message):
     __slots__ = ("device_id", "kind", "units", "memory_bytes", "memory_used_bytes", "lanes", "occupancy")
