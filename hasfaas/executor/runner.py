@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import attrs
 
@@ -35,6 +35,9 @@ from hasfaas.executor.tokens import SlotLease, TokenTable
 from hasfaas.wire import frames, payload
 from hasfaas.wire.frames import FrameKind, RawPayload, WorkItem
 from hasfaas.wire.status import is_ours, to_status, user_exception_to_status
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Between two executions the lease is kept only while decoding and answering cost the lane next to nothing.
 KEEP_LEASE_BYTES = 256 * 1024
@@ -99,8 +102,9 @@ def _build(
     except Exception as exc:
         raise _UserFailure(exc) from exc
     calibration = gates.Calibration(lease.gate)
-    calibration.watch(gates.find_modules(target.owner, loaded.target))
-    replica = Replica(config, inbox, lease, stream, target, calibration)
+    modules = gates.find_modules(target.owner, loaded.target)
+    calibration.watch(modules)
+    replica = Replica(config, inbox, lease, stream, target, calibration, modules)
     example: Callable[[int], Any] | None = getattr(loaded.target, "__hasfaas_example__", None)
     if example is not None:
         replica.warm_up(example)
@@ -125,18 +129,24 @@ class Replica:
     stream: base.Stream
     target: Target
     calibration: gates.Calibration
+    modules: dict[str, nn.Module]
+    calibrated_batch: int = 1
 
     def warm_up(self, example: Callable[[int], Any]) -> None:
-        """Runs the user's example until the gates are placed, so that the first caller does not pay for it."""
+        """Runs the device part on the user's example until the gates are placed, so that no caller pays for it. The
+        example's arguments are those of a full batch, stacked already."""
+        batch = self.config.batch_max or 1
         for _ in range(gates.PROFILED_CALLS):
             try:
-                made = example(1)
+                made = example(batch)
             except Exception as exc:
                 raise _UserFailure(exc) from exc
             given = Arguments(made if isinstance(made, tuple) else (made,), {})
             outcome = self._run_group([given], batched=False)[0]
             if isinstance(outcome, BaseException):
-                raise _UserFailure(outcome)
+                raise outcome
+        self.calibrated_batch = batch
+        self.lease.release()
 
     def serve(self) -> None:
         """Until the gateway says to end, or goes away (Closed)."""
@@ -186,6 +196,7 @@ class Replica:
         """Outcomes, an exception standing for its call. A batch that raises is run again call by call: a bad item fails
         alone, and the others do not pay for it."""
         self.lease.acquire()
+        self._recalibrate(len(calls) if batched else 1)
         self.calibration.begin()
         try:
             outcomes = self.target.run_batch(calls) if batched else [self.target.run(calls[0])]
@@ -197,6 +208,12 @@ class Replica:
         if self.target.has_host_work:
             self.lease.release()
         return outcomes
+
+    def _recalibrate(self, batch: int) -> None:
+        """Gates placed for a small batch lie too far apart in a large one: at each doubling they are placed anew."""
+        if batch >= 2 * self.calibrated_batch:
+            self.calibrated_batch = batch
+            self.calibration.watch(self.modules)
 
     def _answer(self, call_id: int, outcome: Any) -> None:
         """Sends a result or an error; a result that cannot be sent is itself an error."""

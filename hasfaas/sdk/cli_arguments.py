@@ -49,7 +49,7 @@ def _value(text: str, read_stdin: Callable[[], bytes]) -> Any:
         return _of_stdin(read_stdin())
     if text.startswith("@@"):
         return text[1:]
-    if text.startswith("@"):
+    if text.startswith("@") and len(text) > 1:
         return read_file(Path(text[1:]))
     return _json_or_text(text)
 
@@ -63,7 +63,7 @@ def _json_or_text(text: str) -> Any:
 
 def _of_stdin(data: bytes) -> Any:
     if data.startswith(NPY_MAGIC):
-        return _numpy("standard input", io.BytesIO(data))
+        return _numpy("- (standard input)", io.BytesIO(data))
     try:
         return _json_or_text(data.decode())
     except UnicodeDecodeError:
@@ -76,8 +76,8 @@ def read_file(file: Path) -> Any:
     Raises InvalidRequestError for one that cannot be read, or is not what its ending says.
     """
     readers: dict[str, Callable[[Path], Any]] = {
-        ".npy": lambda path: _numpy(str(path), path),
-        ".npz": lambda path: _numpy(str(path), path),
+        ".npy": lambda path: _numpy(f"@{path}", path),
+        ".npz": lambda path: _numpy(f"@{path}", path),
         ".json": lambda path: json.loads(path.read_bytes()),
         ".txt": lambda path: path.read_bytes().decode(),
         ".png": _image,
@@ -86,6 +86,8 @@ def read_file(file: Path) -> Any:
     }
     try:
         return readers.get(file.suffix.lower(), Path.read_bytes)(file)
+    except InvalidRequestError:
+        raise  # said already; it is a ValueError too
     except OSError as exc:
         why = exc.strerror or str(exc)
     except ValueError as exc:  # not JSON, not UTF-8
@@ -102,7 +104,7 @@ def _numpy(name: str, file: Path | io.BytesIO) -> Any:
             with loaded:
                 return {key: loaded[key] for key in loaded.files}
     except (ValueError, EOFError) as exc:
-        raise InvalidRequestError(f"{name} is no array that can be read without pickle: {exc}") from exc
+        raise InvalidRequestError(f"argument {name} is no array that can be read without pickle: {exc}") from exc
     return loaded
 
 

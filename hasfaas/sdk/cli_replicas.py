@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hasfaas.wire.v1 import functions_pb2 as pb
 
 LIVE = ("starting", "ready")
-SIZES = (("quota_percent", "quota %"), ("sm_percent", "SM %"), ("replicas", "replicas"))
+SIZES = (("quota_percent", "quota", " %"), ("sm_percent", "SM", " %"), ("replicas", "replicas", ""))
 COLUMNS = (
     "function",
     "replica",

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import attrs
 import grpc
@@ -32,7 +33,8 @@ CHANNEL_OPTIONS = [
 
 def error_of(exc: grpc.aio.AioRpcError) -> HasFaasError:
     """The typed error of a failed RPC, by its details where it has some, else by its code."""
-    for key, value in exc.trailing_metadata() or ():
+    metadata: Any = exc.trailing_metadata() or ()
+    for key, value in metadata:
         if key == STATUS_METADATA_KEY and isinstance(value, bytes):
             return from_status(status_pb2.Status.FromString(value))
     code = exc.code().value[0]
@@ -79,7 +81,8 @@ class Session:
         self._some = asyncio.Event()
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self.stub = functions_pb2_grpc.FunctionServiceStub(self._channel)
-        self._stream = self.stub.Session()
+        stub: Any = self.stub  # the stubs of grpc.aio do not know the style of writing to an open stream
+        self._stream = stub.Session()
         self._tasks = [asyncio.ensure_future(self._write()), asyncio.ensure_future(self._read())]
 
     async def call(self, request: Request) -> Payload:
@@ -133,7 +136,7 @@ class Session:
         for task in self._tasks:
             task.cancel()
         self._stream.cancel()
-        await self._channel.close()
+        await self._channel.close(None)
 
     def _begin(self, request: Request, *, streams: bool) -> tuple[int, _Pending]:
         if self.broken:
