@@ -317,7 +317,7 @@ class Fleet:
 
     def channel_lost(self, member: _Member) -> None:
         """The replica's socket closed: it died, or ended as told."""
-        self.router.detach(member.record.name, member.process.replica_id, "died")
+        self.router.detach(member.process.replica_id, "died")
         self.agent.kill(member.process.replica_id)
 
     def _exited(self, process: Replica) -> None:
@@ -325,7 +325,7 @@ class Fleet:
         deployed = self._functions.get(name)
         member = deployed.members.pop(process.replica_id, None) if deployed else None
         how = "ended" if process.exit_code == 0 else f"died ({_cause(process.exit_code)})"
-        self.router.detach(name, process.replica_id, how)
+        self.router.detach(process.replica_id, how)
         if member is None:
             return
         expected = member.state in (ReplicaState.DRAINING, ReplicaState.FAILED)
@@ -342,9 +342,7 @@ class Fleet:
             self._ensure(name)
 
     def _resized(self, replica_id: str, quota_percent: float) -> None:
-        process = self.agent.replicas.get(replica_id)
-        if process is not None:
-            self.router.requota(process.request.function, replica_id, quota_percent)
+        self.router.requota(replica_id, quota_percent)
 
     # -- ending ------------------------------------------------------------------------------------------------------
 
@@ -354,7 +352,7 @@ class Fleet:
             return
         member.state = move(member.state, ReplicaState.DRAINING)
         replica_id = member.process.replica_id
-        await self.router.drain(member.record.name, replica_id, self._drain_timeout_s)
+        await self.router.drain(replica_id, self._drain_timeout_s)
         if member.channel is not None:
             member.channel.shutdown()
         try:
@@ -430,15 +428,15 @@ class _Events:
     """One channel's events, with whose they are."""
 
     def __init__(self, fleet: Fleet, member: _Member) -> None:
-        name, replica_id = member.record.name, member.process.replica_id
+        replica_id = member.process.replica_id
         router = fleet.router
         self.ready = partial(fleet.became_ready, member)
         self.failed = partial(fleet.start_failed, member)
         self.lost = partial(fleet.channel_lost, member)
-        self.result: Callable[[int, RawPayload], None] = partial(router.on_result, name, replica_id)
-        self.item: Callable[[int, RawPayload], None] = router.on_item
-        self.end: Callable[[int], None] = partial(router.on_end, name, replica_id)
-        self.error: Callable[[int, bytes], None] = partial(router.on_error, name, replica_id)
+        self.result: Callable[[int, RawPayload], None] = partial(router.on_result, replica_id)
+        self.item: Callable[[int, RawPayload], None] = partial(router.on_item, replica_id)
+        self.end: Callable[[int], None] = partial(router.on_end, replica_id)
+        self.error: Callable[[int, bytes], None] = partial(router.on_error, replica_id)
 
 
 def _want(record: FunctionRecord) -> Want:

@@ -43,11 +43,16 @@ class HasFaasError(Exception):
         return self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (type(self), self.message, self.reason, self.retry_after_s))
+        # Attributes and notes travel as the state, and no __init__ runs: a user's subclass may want other arguments.
+        return (_rebuild, (type(self), self.args), vars(self))
 
 
-def _rebuild(cls: type[HasFaasError], message: str, reason: str, retry_after_s: float | None) -> HasFaasError:
-    return cls(message, reason=reason, retry_after_s=retry_after_s)
+def _rebuild(cls: type[HasFaasError], args: tuple[Any, ...]) -> HasFaasError:
+    # Made as the nearest class of this file, whose __init__ is known; MemoryError has no __new__ that could be called.
+    made: HasFaasError = next(base for base in cls.__mro__ if base.__module__ == __name__)()
+    made.__class__ = cls
+    made.args = args
+    return made
 
 
 @attrs.frozen
@@ -97,11 +102,9 @@ class FunctionError(HasFaasError):
         return f"{head}\n\nRemote traceback (most recent call last):\n{lines}\n{head}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild_function_error, (self.message, self.qualname, self.frames))
-
-
-def _rebuild_function_error(message: str, qualname: str, frames: tuple[RemoteFrame, ...]) -> FunctionError:
-    return FunctionError(message, qualname=qualname, frames=frames)
+        # The plain class: one that was mixed with the user's own exists in the process that raised it only.
+        known = ("message", "reason", "retry_after_s", "qualname", "frames", "__notes__")
+        return (_rebuild, (FunctionError, (self.message,)), {k: v for k, v in vars(self).items() if k in known})
 
 
 class InvalidRequestError(HasFaasError, ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 
 import attrs
 
@@ -10,6 +11,7 @@ from hasfaas.core.errors import InvalidRequestError
 
 DEFAULT_MEMORY_BYTES = 2 * 2**30
 DEFAULT_TIMEOUT_S = 60.0
+MOST_REPLICAS = 10_000
 
 
 class Kind(enum.Enum):
@@ -28,6 +30,14 @@ class Kind(enum.Enum):
         return self in (Kind.GENERATOR, Kind.ASYNC_GENERATOR, Kind.GENERATOR_CLASS)
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _bad(name: str, value: object, cure: str) -> InvalidRequestError:
     return InvalidRequestError(f"{name}={value!r}: {cure}", reason="BAD_OPTION")
 
@@ -44,9 +54,9 @@ class Batch:
     max_wait_ms: float = 0.0
 
     def __attrs_post_init__(self) -> None:
-        if not isinstance(self.max_size, int) or not 1 <= self.max_size <= 4096:
+        if not _is_whole(self.max_size) or not 1 <= self.max_size <= 4096:
             raise _bad("batch.max_size", self.max_size, "give a whole number from 1 to 4096")
-        if not 0.0 <= self.max_wait_ms <= 60_000.0:
+        if not _is_number(self.max_wait_ms) or not 0.0 <= self.max_wait_ms <= 60_000.0:
             raise _bad("batch.max_wait_ms", self.max_wait_ms, "give milliseconds from 0 to 60000")
 
 
@@ -70,19 +80,22 @@ class FunctionSpec:
     timeout_s: float = DEFAULT_TIMEOUT_S
 
     def __attrs_post_init__(self) -> None:
-        if isinstance(self.slo_ms, bool) or not isinstance(self.slo_ms, int | float) or not self.slo_ms > 0:
+        if not _is_number(self.slo_ms) or not self.slo_ms > 0:
             raise _bad("slo_ms", self.slo_ms, "give the promised latency in milliseconds, above 0")
-        if not 0.0 < self.slo_percentile < 100.0:
+        if not _is_number(self.slo_percentile) or not 0.0 < self.slo_percentile < 100.0:
             raise _bad("slo_percentile", self.slo_percentile, "give a percentile between 0 and 100, such as 99")
-        if self.memory_bytes < 16 * 2**20:
+        if self.batch is not None and not isinstance(self.batch, Batch):
+            raise _bad("batch", self.batch, "give hasfaas.Batch(max_size=...), or None")
+        if not _is_whole(self.memory_bytes) or not 16 * 2**20 <= self.memory_bytes < 2**63:
             raise _bad("memory", self.memory_bytes, 'give at least 16 MiB, such as "2GiB"')
-        if not 0 <= self.min_replicas <= self.max_replicas or self.max_replicas < 1:
+        counts = (self.min_replicas, self.max_replicas)
+        if not all(map(_is_whole, counts)) or not 0 <= counts[0] <= counts[1] <= MOST_REPLICAS or counts[1] < 1:
             raise _bad(
-                "replicas",
-                (self.min_replicas, self.max_replicas),
-                "give (least, most) with 0 <= least <= most and most >= 1",
+                "replicas", counts, f"give (least, most) with 0 <= least <= most and 1 <= most <= {MOST_REPLICAS}"
             )
-        if not 0.0 < self.timeout_s <= 86_400.0:
+        if not isinstance(self.idempotent, bool):
+            raise _bad("idempotent", self.idempotent, "give True or False")
+        if not _is_number(self.timeout_s) or not 0.0 < self.timeout_s <= 86_400.0:
             raise _bad("timeout_s", self.timeout_s, "give seconds above 0 and up to 86400")
-        if not self.device:
+        if not isinstance(self.device, str) or not self.device:
             raise _bad("device", self.device, 'give "auto", a device kind or a device name')

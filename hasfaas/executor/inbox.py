@@ -2,6 +2,8 @@
 
 There is no reader thread: while the user's code runs, frames wait in the socket. Before each execution everything that has
 arrived is read, so that a cancellation overtakes the work it cancels.
+
+Law: every call that arrived is answered, a cancelled one too, since its place in this replica is taken until then.
 """
 
 from __future__ import annotations
@@ -13,11 +15,14 @@ from collections.abc import Sequence
 
 import attrs
 
+from hasfaas.core.errors import CancelledError
 from hasfaas.wire import frames
 from hasfaas.wire.frames import Buffer, Frame, FrameKind, FrameReader, WorkItem
+from hasfaas.wire.status import to_status
 
 # The kernel refuses more pieces in one vectored write (IOV_MAX).
 MAX_PIECES = 512
+_NEVER_RAN = to_status(CancelledError("the call was taken back before it ran")).SerializeToString()
 
 
 class Closed(Exception):  # noqa: N818 - an end, not an error
@@ -26,9 +31,10 @@ class Closed(Exception):  # noqa: N818 - an end, not an error
 
 @attrs.frozen
 class Execution:
-    """Calls to run together, each with its blob."""
+    """Calls to run together, each with its blob. `dropped`: there was no memory for the blobs."""
 
     items: tuple[tuple[WorkItem, memoryview], ...]
+    dropped: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -43,6 +49,8 @@ class Inbox:
         self._sock = sock
         self._reader = FrameReader()
         self._work: deque[Execution] = deque()
+        # Calls that have arrived and not been answered: news of others comes too late and is dropped.
+        self._open: set[int] = set()
         self._cancelled: set[int] = set()
         self._credit: dict[int, int] = {}
         self._shutdown = False
@@ -52,15 +60,15 @@ class Inbox:
     def next(self) -> Execution | None:
         """Blocks for the next execution; None when we are asked to end. Raises Closed when the gateway has gone.
 
-        Cancelled calls are left out; an execution of which nothing is left is skipped.
+        Cancelled calls are left out, and answered here; an execution of which nothing is left is skipped.
         """
         while True:
             self.poll()
             while self._work:
                 execution = self._work.popleft()
-                kept = tuple(item for item in execution.items if not self._take_cancelled(item[0].call_id))
+                kept = tuple(item for item in execution.items if not self._answer_cancelled(item[0].call_id))
                 if kept:
-                    return Execution(kept)
+                    return Execution(kept, execution.dropped)
             if self._shutdown:
                 return None
             self._receive()
@@ -95,6 +103,7 @@ class Inbox:
 
     def forget(self, call_id: int) -> None:
         """The call has ended; what is left of it is dropped."""
+        self._open.discard(call_id)
         self._cancelled.discard(call_id)
         self._credit.pop(call_id, None)
 
@@ -124,20 +133,25 @@ class Inbox:
     def _take(self, frame: Frame) -> None:
         match frame.kind:
             case FrameKind.EXECUTE:
-                self._work.append(Execution(tuple(frames.unpack_execute(frame))))
+                execution = Execution(tuple(frames.unpack_execute(frame)), frame.dropped)
+                self._open.update(item.call_id for item, _ in execution.items)
+                self._work.append(execution)
             case FrameKind.CANCEL:
-                self._cancelled.add(frame.call_id)
+                if frame.call_id in self._open:
+                    self._cancelled.add(frame.call_id)
             case FrameKind.CREDIT:
                 granted = frame.head
                 assert isinstance(granted, int)
-                self._credit[frame.call_id] = self._credit.get(frame.call_id, 0) + granted
+                if frame.call_id in self._open:
+                    self._credit[frame.call_id] = self._credit.get(frame.call_id, 0) + granted
             case FrameKind.SHUTDOWN:
                 self._shutdown = True
             case _:
                 raise AssertionError(f"a gateway does not send {frame.kind.name}")
 
-    def _take_cancelled(self, call_id: int) -> bool:
-        if call_id in self._cancelled:
-            self.forget(call_id)
-            return True
-        return False
+    def _answer_cancelled(self, call_id: int) -> bool:
+        if call_id not in self._cancelled:
+            return False
+        self.forget(call_id)
+        self.send(frames.pack(FrameKind.ERROR, call_id, body=[_NEVER_RAN]))
+        return True

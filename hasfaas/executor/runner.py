@@ -7,6 +7,8 @@ host hooks or large payloads would idle the lane.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import random
 import resource
@@ -14,14 +16,15 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import attrs
 
 from hasfaas.core import lease as leases
-from hasfaas.core.errors import BackendError, HasFaasError, MemoryLimitError
+from hasfaas.core.errors import BackendError, FunctionError, HasFaasError, MemoryLimitError
 from hasfaas.core.memory import format_memory
 from hasfaas.core.signing import load_or_create_key
 from hasfaas.core.spec import Kind
@@ -34,6 +37,7 @@ from hasfaas.executor.target import Target
 from hasfaas.executor.tokens import SlotLease, TokenTable
 from hasfaas.wire import frames, payload
 from hasfaas.wire.frames import FrameKind, RawPayload, WorkItem
+from hasfaas.wire.pickle_path import describe
 from hasfaas.wire.status import is_ours, to_status, user_exception_to_status
 
 if TYPE_CHECKING:
@@ -41,11 +45,13 @@ if TYPE_CHECKING:
 
 # Between two executions the lease is kept only while decoding and answering cost the lane next to nothing.
 KEEP_LEASE_BYTES = 256 * 1024
+EXIT_BROKEN = 1
 EXIT_START_FAILED = 3
 
 
 def main(config: ReplicaConfig, sock: socket.socket, life_fd: int) -> NoReturn:
-    """Runs a replica to its end and exits the process: 0 when told to end, 3 when the function could not start."""
+    """Runs a replica to its end and exits the process: 0 when told to end, 3 when the function could not start, 1 when
+    this code failed (its traceback is in the log)."""
     threading.Thread(target=_watch_agent, args=(life_fd,), name="agent-watch", daemon=True).start()
     inbox = Inbox(sock)
     code = 0
@@ -57,6 +63,9 @@ def main(config: ReplicaConfig, sock: socket.socket, life_fd: int) -> NoReturn:
             replica.serve()
     except Closed:
         pass  # the gateway has gone: there is nobody to answer
+    except BaseException:
+        code = EXIT_BROKEN
+        traceback.print_exc()
     finally:
         _flush()
         os._exit(code)
@@ -97,10 +106,8 @@ def _start(config: ReplicaConfig, inbox: Inbox) -> Replica | None:
 def _build(
     config: ReplicaConfig, inbox: Inbox, lease: SlotLease, stream: base.Stream, loaded: loader.Loaded
 ) -> Replica:
-    try:
+    with _users_code():
         target = Target.build(Kind(loaded.kind), loaded.target)
-    except Exception as exc:
-        raise _UserFailure(exc) from exc
     calibration = gates.Calibration(lease.gate)
     modules = gates.find_modules(target.owner, loaded.target)
     calibration.watch(modules)
@@ -111,12 +118,31 @@ def _build(
     return replica
 
 
+_OVER = object()
+
+
 class _UserFailure(Exception):  # noqa: N818 - a carrier
     """Carries what the user's code raised through our own frames."""
 
     def __init__(self, cause: BaseException) -> None:
         super().__init__()
         self.cause = cause
+
+
+@contextlib.contextmanager
+def _users_code() -> Iterator[None]:
+    """Whatever is raised inside is the user's, SystemExit and its like too: it fails one call, and never the loop."""
+    try:
+        yield
+    except BaseException as exc:
+        raise _UserFailure(exc) from exc
+
+
+@attrs.frozen
+class _Failed:
+    """The outcome of a call that raised. An exception that was returned is a value like any other."""
+
+    error: BaseException
 
 
 @attrs.define(eq=False)
@@ -137,14 +163,12 @@ class Replica:
         example's arguments are those of a full batch, stacked already."""
         batch = self.config.batch_max or 1
         for _ in range(gates.PROFILED_CALLS):
-            try:
+            with _users_code():
                 made = example(batch)
-            except Exception as exc:
-                raise _UserFailure(exc) from exc
             given = Arguments(made if isinstance(made, tuple) else (made,), {})
             outcome = self._run_group([given], batched=False)[0]
-            if isinstance(outcome, BaseException):
-                raise outcome
+            if isinstance(outcome, _Failed):
+                raise outcome.error
         self.calibrated_batch = batch
         self.lease.release()
 
@@ -152,14 +176,21 @@ class Replica:
         """Until the gateway says to end, or goes away (Closed)."""
         while (execution := self.inbox.next()) is not None:
             try:
-                if self.target.kind.streams:
-                    for item, blob in execution.items:
-                        self._stream(item, blob)
-                else:
-                    self._execute(execution)
+                self._run(execution)
             finally:
+                del execution  # else its arguments would stay in memory while the next ones arrive
                 if not self._keep_lease():
                     self.lease.release()
+
+    def _run(self, execution: Execution) -> None:
+        if execution.dropped:
+            for item, _ in execution.items:
+                self._answer(item.call_id, _Failed(MemoryError("there is no room for the arguments")))
+        elif self.target.kind.streams:
+            for item, blob in execution.items:
+                self._stream(item, blob)
+        else:
+            self._execute(execution)
 
     def _keep_lease(self) -> bool:
         if not self.lease.held:
@@ -173,7 +204,7 @@ class Replica:
             try:
                 calls.append((item.call_id, self._decoded(item, blob)))
             except Exception as exc:
-                self._answer(item.call_id, exc)
+                self._answer(item.call_id, _Failed(exc))
         if self.config.batch_max is None:
             for call_id, given in calls:
                 self._answer(call_id, self._run_group([given], batched=False)[0])
@@ -187,13 +218,11 @@ class Replica:
     def _decoded(self, item: WorkItem, blob: memoryview) -> Arguments:
         received = payload.from_bytes(item.codec, item.head, item.sizes, blob)
         given = Arguments(*payload.decode_arguments(received, allow_pickle=True))
-        try:
+        with _users_code():
             return self.target.decoded(given)
-        except Exception as exc:
-            raise _UserFailure(exc) from exc
 
     def _run_group(self, calls: list[Arguments], *, batched: bool) -> list[Any]:
-        """Outcomes, an exception standing for its call. A batch that raises is run again call by call: a bad item fails
+        """One outcome a call, `_Failed` where it raised. A batch that raises is run again call by call: a bad item fails
         alone, and the others do not pay for it."""
         self.lease.acquire()
         self._recalibrate(len(calls) if batched else 1)
@@ -201,10 +230,10 @@ class Replica:
         try:
             outcomes = self.target.run_batch(calls) if batched else [self.target.run(calls[0])]
             self.stream.serve(self.config.function, len(calls), self.lease.gate)
-        except Exception as exc:
+        except BaseException as exc:
             if len(calls) > 1:
                 return [self._run_group([call], batched=True)[0] for call in calls]
-            outcomes = [exc if isinstance(exc, HasFaasError) and is_own(exc) else _UserFailure(exc)]
+            outcomes = [_Failed(exc if is_own(exc) else _UserFailure(exc))]
         if self.target.has_host_work:
             self.lease.release()
         return outcomes
@@ -218,12 +247,10 @@ class Replica:
     def _answer(self, call_id: int, outcome: Any) -> None:
         """Sends a result or an error; a result that cannot be sent is itself an error."""
         try:
-            if isinstance(outcome, BaseException):
-                raise outcome
-            try:
+            if isinstance(outcome, _Failed):
+                raise outcome.error
+            with _users_code():
                 value = self.target.encoded(outcome)
-            except Exception as exc:
-                raise _UserFailure(exc) from exc
             pieces = frames.pack_payload(FrameKind.RESULT, call_id, encode_raw(value, "result"))
         except Exception as exc:
             pieces = frames.pack(FrameKind.ERROR, call_id, body=[_status(exc, self.config)])
@@ -245,22 +272,20 @@ class Replica:
     def _send_items(self, call_id: int, given: Arguments) -> None:
         """Each item is made inside the lease. Without credit the lane is given up until the reader has caught up."""
         self.lease.acquire()
-        try:
+        with _users_code():
             items = self.target.items(given)
-        except Exception as exc:
-            raise _UserFailure(exc) from exc
         try:
             while not self.inbox.cancelled(call_id):
-                try:
-                    value = next(items)
-                    self.stream.serve(self.config.function, 1, self.lease.gate)
-                except StopIteration:
+                with _users_code():
+                    value = next(items, _OVER)
+                if value is _OVER:
                     return
-                except Exception as exc:
-                    raise _UserFailure(exc) from exc
+                self.stream.serve(self.config.function, 1, self.lease.gate)
                 if self.target.has_host_work:
                     self.lease.release()
-                encoded = encode_raw(self.target.encoded(value), "item")
+                with _users_code():
+                    value = self.target.encoded(value)
+                encoded = encode_raw(value, "item")
                 self._wait_credit(call_id)
                 self.inbox.send(frames.pack_payload(FrameKind.ITEM, call_id, encoded))
                 if not self.lease.held:
@@ -269,7 +294,8 @@ class Replica:
         finally:
             close = getattr(items, "close", None)
             if close is not None:
-                close()
+                with _users_code():
+                    close()
 
     def _wait_credit(self, call_id: int) -> None:
         while not self.inbox.spend_credit(call_id) and not self.inbox.cancelled(call_id):
@@ -279,7 +305,9 @@ class Replica:
 
 
 def is_own(exc: BaseException) -> bool:
-    """Whether one of our errors was raised by hasfaas, rather than by the user's code."""
+    """Whether this is an error that hasfaas raised by itself, rather than the user's code here or in a nested call."""
+    if not isinstance(exc, HasFaasError) or isinstance(exc, FunctionError):
+        return False
     frame = exc.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
@@ -298,7 +326,7 @@ def _status(exc: BaseException, config: ReplicaConfig) -> bytes:
     if _is_memory_error(cause):
         limit = format_memory(config.memory_bytes)
         wall = MemoryLimitError(
-            f"{config.function}: a replica reached its memory of {limit} ({type(cause).__name__}: {cause}); "
+            f"{config.function}: a replica reached its memory of {limit} ({type(cause).__name__}: {describe(cause)}); "
             "declare more with memory=, or use smaller batches"
         )
         return bytes(to_status(wall).SerializeToString())
@@ -306,14 +334,16 @@ def _status(exc: BaseException, config: ReplicaConfig) -> bytes:
         return bytes(to_status(exc).SerializeToString())
     if isinstance(exc, _UserFailure):
         return bytes(user_exception_to_status(cause, skip_file=is_ours).SerializeToString())
-    wrapped = BackendError(f"{config.function}: the replica failed: {type(exc).__name__}: {exc}")
+    wrapped = BackendError(f"{config.function}: the replica failed: {type(exc).__name__}: {describe(exc)}")
     return bytes(to_status(wrapped).SerializeToString())
 
 
 def _is_memory_error(exc: BaseException) -> bool:
-    # torch reports a refused allocation on the CPU as a RuntimeError with one of these texts.
-    texts = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
-    return isinstance(exc, MemoryError) or any(text in str(exc) for text in texts)
+    if isinstance(exc, RuntimeError):
+        # torch reports a refused allocation on the CPU as a RuntimeError with one of these texts.
+        texts = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
+        return any(text in describe(exc) for text in texts)
+    return isinstance(exc, MemoryError) or (isinstance(exc, OSError) and exc.errno == errno.ENOMEM)
 
 
 def _set_memory_wall(limit_bytes: int) -> None:

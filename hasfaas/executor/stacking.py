@@ -14,7 +14,8 @@ from typing import Any
 import attrs
 import numpy as np
 
-from hasfaas.core.errors import InvalidRequestError
+from hasfaas.core.errors import InvalidRequestError, SerializationError
+from hasfaas.wire import payload
 
 
 @attrs.frozen(eq=False)
@@ -36,12 +37,22 @@ def is_array(value: object) -> bool:
 
 
 def signature(call: Arguments) -> tuple[object, ...]:
-    """Calls with equal signatures may be stacked. Other arguments count by their text and type."""
+    """Calls with equal signatures may be stacked. Arrays count by type, shape and dtype; other arguments by their encoded
+    bytes, so that what is equal here is the same value. (A text would not do: numpy's abbreviates.)"""
     named = [(None, value) for value in call.args] + sorted(call.kwargs.items())
-    return tuple(
-        (key, type(value), tuple(value.shape), str(value.dtype)) if is_array(value) else (key, type(value), repr(value))
-        for key, value in named
-    )
+    return tuple((key, type(value), *_identity(value)) for key, value in named)
+
+
+def _identity(value: Any) -> tuple[object, ...]:
+    if is_array(value):
+        return tuple(value.shape), str(value.dtype)
+    if value is None or type(value) in (bool, int, float, str, bytes):
+        return (repr(value),)  # not the value itself: 0.0 and -0.0 are equal
+    try:
+        encoded = payload.encode(value)
+    except SerializationError:
+        return (object(),)  # what a decode hook made and nobody can compare stands alone
+    return encoded.codec, encoded.head, *(bytes(buffer) for buffer in encoded.buffers)
 
 
 def groups(calls: Sequence[Arguments]) -> list[list[int]]:

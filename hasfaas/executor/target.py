@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -58,7 +59,7 @@ class Target:
     def run(self, given: Arguments) -> Any:
         """The device part, once. A coroutine runs to its end."""
         result = self.call(*given.args, **given.kwargs)
-        return loop().run_until_complete(result) if asyncio.iscoroutine(result) else result
+        return loop().run_until_complete(result) if inspect.iscoroutine(result) else result
 
     def run_batch(self, calls: list[Arguments]) -> list[Any]:
         """The device part for calls of one signature, stacked and split."""
@@ -78,7 +79,10 @@ def _drive(agen: AsyncIterator[Any]) -> Iterator[Any]:
             except StopAsyncIteration:
                 return
     finally:
-        loop().run_until_complete(agen.aclose())  # type: ignore[attr-defined]
+        # A generator has aclose(); an iterator that the user wrote need not.
+        close = getattr(agen, "aclose", None)
+        if close is not None:
+            loop().run_until_complete(close())
 
 
 _loop: list[asyncio.AbstractEventLoop] = []

@@ -60,7 +60,21 @@ def _profiles(entry: DeviceSettings) -> dict[str, sim.SimProfile]:
     if given is None:
         return {}
     if isinstance(given, Path):
-        given = json.loads(given.read_text())
+        given = _read(given)
     if "latency_ms" in given or "batches" in given:
         return {sim.DEFAULT: sim.SimProfile.from_dict(given)}
     return {str(name): sim.SimProfile.from_dict(table) for name, table in given.items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        given = json.loads(path.read_text())
+    except (OSError, ValueError) as exc:
+        raise InvalidRequestError(
+            f"devices: profile {str(path)!r} cannot be read: {exc}; give a JSON file of latencies", reason="BAD_PROFILE"
+        ) from exc
+    if not isinstance(given, dict):
+        raise InvalidRequestError(
+            f"devices: profile {str(path)!r} holds a {type(given).__name__}, not a table", reason="BAD_PROFILE"
+        )
+    return given

@@ -28,12 +28,18 @@ def as_raised(error: HasFaasError, *, trusted: bool) -> BaseException:
         return plain
 
 
-def _known_class(failure: UserFailure) -> type[BaseException] | None:
-    """Only what this process has imported already: an answer must not make a client import modules."""
+# Raised here, these would end the caller's loop, generator or program in place of failing one call.
+_CONTROL_FLOW = (StopIteration, StopAsyncIteration)
+
+
+def _known_class(failure: UserFailure) -> type[Exception] | None:
+    """Only what this process has imported already: an answer must not make a client import modules. SystemExit, a
+    cancellation and their like mean something to the process that raises them, so they stay text."""
     found: Any = sys.modules.get(failure.module)
     for part in failure.qualname.split("."):
         found = getattr(found, part, None)
-    return found if isinstance(found, type) and issubclass(found, BaseException) else None
+    usable = isinstance(found, type) and issubclass(found, Exception) and not issubclass(found, _CONTROL_FLOW)
+    return found if usable else None
 
 
 def _state(failure: UserFailure, *, trusted: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -48,7 +54,7 @@ def _state(failure: UserFailure, *, trusted: bool) -> tuple[tuple[Any, ...], dic
 
 
 def _mixed(
-    cls: type[BaseException], plain: FunctionError, args: tuple[Any, ...], attributes: dict[str, Any]
+    cls: type[Exception], plain: FunctionError, args: tuple[Any, ...], attributes: dict[str, Any]
 ) -> BaseException:
     """An instance without running the class's __init__, whose arguments need not be its `args`."""
     mixed = type(cls.__name__, (FunctionError, cls), {"__module__": cls.__module__, "__qualname__": cls.__qualname__})

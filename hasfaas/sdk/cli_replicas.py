@@ -156,11 +156,12 @@ def scale(shell: Shell, name: str, quota: float | None, sm: float | None, replic
         print_json({"function": old.name, "applied_ms": answer.applied_ms, "before": before, "after": after})
         return
     changed = [
-        f"{label} {_shares(before[key])} -> {_shares(after[key])}" for key, label in SIZES if before[key] != after[key]
+        f"{label} {_shares(before[key])} -> {_shares(after[key])}{unit}"
+        for key, label, unit in SIZES
+        if before[key] != after[key]
     ]
-    what = (
-        ", ".join(changed) if changed else "no replica changed" + ("" if after["replicas"] else ": there is none yet")
-    )
+    unchanged = "nothing changed" if after["replicas"] else "set for the replicas to come, there is none now"
+    what = ", ".join(changed) or unchanged
     click.echo(f"{old.name}: {what}; in force after {answer.applied_ms:.1f} ms")
 
 

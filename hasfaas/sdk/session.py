@@ -201,6 +201,8 @@ class Session:
             return  # of a call that was taken back
         kind = response.WhichOneof("frame")
         if kind in ("item", "end") and not pending.streams:
+            self._pending.pop(response.call_id)
+            self._cancel(response.call_id)
             pending.answers.put_nowait(InvalidRequestError("this function streams: use .stream(...)"))
         elif kind == "result" or kind == "item":
             message = response.result if kind == "result" else response.item

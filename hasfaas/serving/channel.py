@@ -7,6 +7,9 @@ import socket
 from collections.abc import Sequence
 from typing import Protocol
 
+from google.protobuf.message import DecodeError
+from google.rpc import status_pb2
+
 from hasfaas.core.errors import InvalidRequestError
 from hasfaas.wire import frames
 from hasfaas.wire.frames import Frame, FrameKind, FrameReader, RawPayload
@@ -70,12 +73,10 @@ class ReplicaChannel(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        small = b"".join(p for p in pieces[:1])
         if sum(len(p) for p in pieces) <= 65536:
             transport.write(b"".join(pieces))
             return
-        transport.write(small)
-        for piece in pieces[1:]:
+        for piece in pieces:
             transport.write(piece)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -104,11 +105,11 @@ class ReplicaChannel(asyncio.BufferedProtocol):
             case FrameKind.END:
                 events.end(frame.call_id)
             case FrameKind.ERROR:
-                events.error(frame.call_id, bytes(frame.body))
+                events.error(frame.call_id, _status(frame))
             case FrameKind.READY:
                 events.ready()
             case FrameKind.FAILED:
-                events.failed(bytes(frame.body))
+                events.failed(_status(frame))
             case FrameKind.EXECUTE | FrameKind.CANCEL | FrameKind.CREDIT | FrameKind.SHUTDOWN:
                 raise InvalidRequestError(f"a replica sent {frame.kind.name}, which only a gateway sends")
 
@@ -118,3 +119,13 @@ class ReplicaChannel(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._events.lost()
+
+
+def _status(frame: Frame) -> bytes:
+    """The status that a frame carries, checked to be one."""
+    status = bytes(frame.body)
+    try:
+        status_pb2.Status.FromString(status)
+    except DecodeError as exc:
+        raise InvalidRequestError(f"a frame {frame.kind.name} holds no google.rpc.Status") from exc
+    return status

@@ -10,7 +10,7 @@ import hashlib
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ from hasfaas.wire import bundle as bundles
 from hasfaas.wire.convert import spec_from_proto
 from hasfaas.wire.frames import RawPayload
 from hasfaas.wire.payload import blob_bytes
-from hasfaas.wire.status import from_status, to_status
+from hasfaas.wire.status import from_status, to_status, trimmed
 from hasfaas.wire.v1 import functions_pb2 as pb
 from hasfaas.wire.v1 import functions_pb2_grpc, payload_pb2
 
@@ -38,6 +38,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 CHUNK_BYTES = 1 << 20
 # A session may hold so many bytes of half-received arguments.
 MAX_PARTIAL_BYTES = 1 << 30
+# A status travels in the trailing metadata, of which gRPC takes 8 KiB, base64 included.
+MAX_TRAILER_BYTES = 4096
 
 
 class UnarySink:
@@ -125,9 +127,9 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
         call = self._submit(request, _raw(request.arguments), sink, context)
         try:
             payload = await sink.future
-        except asyncio.CancelledError:
+        finally:
+            # The caller has left, or has an answer that ends the call for it, such as a stream's first item.
             self._router.cancel(call)
-            raise
         return pb.InvokeResponse(result=_to_proto(payload))
 
     async def InvokeStream(  # noqa: N802
@@ -157,6 +159,9 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
         try:
             async for request in request_iterator:
                 session.take(request)
+            # The client has said all that it will, and may still read.
+            session.finish()
+            await writer
         finally:
             session.close()
             writer.cancel()
@@ -172,18 +177,15 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
     def submit(self, request: pb.InvokeRequest, raw: RawPayload, sink: object, timeout_s: float | None) -> Call:
         """Hands one call to the router, after checking that the version it names is the one that serves."""
         self.last_used_s = time.monotonic()
-        name = request.function
-        if request.version:
-            record = self.record(name)
-            if record.version != request.version:
-                raise ConflictError(
-                    f"{name}: version {request.version} was superseded by {record.version}; "
-                    "deploy again from this script, or call it by name with `hasfaas invoke`"
-                )
-            name = record.name
-        else:
-            name = self.record(name).name
-        return self._router.submit(name, raw, timeout_s=timeout_s, sink=sink)  # type: ignore[arg-type]
+        if not request.timeout_s >= 0.0:  # NaN too, which no timer survives
+            raise InvalidRequestError(f"timeout_s={request.timeout_s!r}: give seconds, or 0 for the function's own")
+        record = self.record(request.function)
+        if request.version and record.version != request.version:
+            raise ConflictError(
+                f"{request.function}: version {request.version} was superseded by {record.version}; "
+                "deploy again from this script, or call it by name with `hasfaas invoke`"
+            )
+        return self._router.submit(record.name, raw, timeout_s=timeout_s, sink=sink)  # type: ignore[arg-type]
 
     # -- functions ---------------------------------------------------------------------------------------------------
 
@@ -201,7 +203,7 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
         record = FunctionRecord(
             name=request.name,
             version=request.version,
-            kind=Kind(manifest.kind),
+            kind=_kind(manifest.kind),
             spec=spec_from_proto(request.spec),
             python=manifest.python,
             packages=tuple(name for name, _ in manifest.fingerprint.packages),
@@ -327,15 +329,25 @@ class _Session:
         self._partial_bytes = 0
         self._out: deque[pb.SessionResponse] = deque()
         self._some = asyncio.Event()
+        self._finishing = False
 
     async def write_to(self, context: Context) -> None:
-        """Sends what the calls answer, in order, as fast as the client reads."""
+        """Sends what the calls answer, in order, as fast as the client reads; ends when no call is left to answer and the
+        client sends no more."""
         out = self._out
         while True:
             while out:
                 await context.write(out.popleft())
+            if self._finishing and not self._calls:
+                return
             self._some.clear()
             await self._some.wait()
+
+    def finish(self) -> None:
+        """No more comes from the client: arguments that are not whole never will be."""
+        self._finishing = True
+        self._partial.clear()
+        self._some.set()
 
     def take(self, request: pb.SessionRequest) -> None:
         """One frame from the client. What is wrong with it is an answer to that call, never the end of the session."""
@@ -386,38 +398,41 @@ class _Session:
         self._calls.pop(call_id, None)
 
     def _begin(self, call_id: int, request: pb.InvokeRequest) -> None:
+        if call_id in self._calls or call_id in self._partial:
+            self._fail(
+                call_id, InvalidRequestError(f"call_id={call_id} is in use; give each call of a session its own")
+            )
+            return
         missing = blob_bytes(tuple(request.arguments.sizes)) - len(request.arguments.data)
-        if missing > 0:
-            if self._partial_bytes + missing > MAX_PARTIAL_BYTES:
-                self._fail(call_id, InvalidRequestError(f"arguments of {missing >> 20} MiB exceed the session's limit"))
-                return
+        if missing <= 0:
+            self._submit(call_id, request, [request.arguments.data])
+        elif self._partial_bytes + missing > MAX_PARTIAL_BYTES:
+            self._fail(call_id, InvalidRequestError(f"arguments of {missing >> 20} MiB exceed the session's limit"))
+        else:
             self._partial_bytes += missing
             self._partial[call_id] = _Partial(request, missing, [request.arguments.data])
-            return
-        self._submit(call_id, request, _raw(request.arguments))
 
     def _chunk(self, call_id: int, chunk: bytes) -> None:
         partial = self._partial.get(call_id)
         if partial is None:
             return  # of a call that was refused or cancelled while its chunks were under way
         partial.chunks.append(chunk)
-        partial.missing -= len(chunk)
-        self._partial_bytes -= len(chunk)
-        if partial.missing <= 0:
-            del self._partial[call_id]
-            arguments = partial.request.arguments
-            raw = RawPayload(arguments.codec, arguments.head, tuple(arguments.sizes), tuple(partial.chunks))
-            self._submit(call_id, partial.request, raw)
+        if len(chunk) >= partial.missing:
+            self._forget(call_id)
+            self._submit(call_id, partial.request, partial.chunks)
+        else:
+            partial.missing -= len(chunk)
+            self._partial_bytes -= len(chunk)
 
     def _forget(self, call_id: int) -> None:
         partial = self._partial.pop(call_id, None)
         if partial is not None:
             self._partial_bytes -= partial.missing
 
-    def _submit(self, call_id: int, request: pb.InvokeRequest, raw: RawPayload) -> None:
+    def _submit(self, call_id: int, request: pb.InvokeRequest, chunks: Sequence[bytes]) -> None:
         sink = _SessionSink(self, call_id)
         try:
-            call = self._service.submit(request, raw, sink, request.timeout_s or None)
+            call = self._service.submit(request, _raw(request.arguments, chunks), sink, request.timeout_s or None)
         except HasFaasError as exc:
             self._fail(call_id, exc)
             return
@@ -450,12 +465,25 @@ class _SessionSink:
         self.session.send(pb.SessionResponse(call_id=self.call_id, error=message))
 
 
-def _raw(message: payload_pb2.Payload) -> RawPayload:
-    data = message.data
+def _kind(word: str) -> Kind:
+    try:
+        return Kind(word)
+    except ValueError as exc:
+        known = ", ".join(kind.value for kind in Kind)
+        raise InvalidRequestError(
+            f"the bundle's kind {word!r} is unknown; known: {known}", reason="BAD_BUNDLE"
+        ) from exc
+
+
+def _raw(message: payload_pb2.Payload, chunks: Sequence[bytes] | None = None) -> RawPayload:
+    """A message's payload, its blob being `chunks` where it came in several. Raises InvalidRequestError for a blob that is
+    longer or shorter than the sizes say."""
     sizes = tuple(message.sizes)
-    if len(data) != blob_bytes(sizes):
-        raise InvalidRequestError(f"a payload announces {blob_bytes(sizes)} bytes and holds {len(data)}")
-    return RawPayload(message.codec, message.head, sizes, (data,) if data else ())
+    given = tuple(chunk for chunk in (chunks if chunks is not None else (message.data,)) if chunk)
+    raw = RawPayload(message.codec, message.head, sizes, given)
+    if raw.blob_bytes != blob_bytes(sizes):
+        raise InvalidRequestError(f"a payload announces {blob_bytes(sizes)} bytes and holds {raw.blob_bytes}")
+    return raw
 
 
 def _to_proto(payload: RawPayload) -> payload_pb2.Payload:
@@ -471,6 +499,8 @@ def _read_lines(path: Path, position: int | None, tail: int) -> tuple[list[str],
     """New whole lines of a log since `position`; on the first read the last `tail` ones, or all."""
     try:
         with path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < (position or 0):
+                position = 0  # it was emptied, having grown past its bound
             file.seek(position or 0)
             data = file.read()
     except FileNotFoundError:
@@ -492,4 +522,5 @@ async def _guard(context: Context, work: Awaitable[T]) -> T:
 
 async def _abort(context: Context, exc: HasFaasError | StatusError) -> None:
     status = status_pb2.Status.FromString(exc.status) if isinstance(exc, StatusError) else to_status(exc)
-    await context.abort_with_status(rpc_status.to_status(status))  # type: ignore[attr-defined]  # its stubs lack it
+    small = rpc_status.to_status(trimmed(status, MAX_TRAILER_BYTES))
+    await context.abort_with_status(small)  # type: ignore[attr-defined]  # its stubs lack it

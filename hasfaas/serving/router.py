@@ -4,7 +4,7 @@ Everything here runs on the gateway's event loop, so there are no locks. The dec
 `policies.pick`; this file keeps the state they are asked about, and acts on their answers.
 
 Law: an accepted call ends exactly once, as a result, an error or a cancellation; one whose deadline has passed, or that
-was taken back, is never sent to a replica.
+was taken back, is never sent to a replica. Only the replica that holds a call can answer it.
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ MAX_QUEUED_BYTES = 1 << 30
 
 @attrs.define(eq=False)
 class Call:
-    """One accepted call. `replica` is None while it waits."""
+    """One accepted call. `replica` is None while it waits. Its function stays the same one, even when the name is dropped
+    or deployed anew."""
 
     call_id: int
-    function: str
+    function: _Function
     arguments: RawPayload
     arrived_s: float
     deadline_s: float
@@ -98,6 +99,8 @@ class Router:
         self._demand = demand
         self._now_s = now_s
         self._functions: dict[str, _Function] = {}
+        # By replica, not by name: a replica may outlive the name of its function while it finishes.
+        self._homes: dict[str, _Function] = {}
         self._calls: dict[int, Call] = {}
         self._ids = itertools.count(1)
         self._order = itertools.count()
@@ -114,9 +117,10 @@ class Router:
             known.spec, known.streams = spec, streams
 
     def drop_function(self, name: str, why: HasFaasError) -> None:
-        """Ends a function: what waits gets `why`."""
+        """Ends a function: what waits gets `why`, what its replicas hold runs to its end."""
         function = self._functions.pop(name, None)
         if function is not None:
+            self._stop_timer(function)
             self._fail_waiting(function, why)
 
     def depth(self, name: str) -> int:
@@ -125,16 +129,14 @@ class Router:
         return function.waiting if function else 0
 
     def counts(self, name: str) -> Counts:
-        """The counts of one function, live."""
-        return self._functions[name].counts
+        """The counts of one function, live; zeros for one that is not here (its deployment may be under way)."""
+        function = self._functions.get(name)
+        return function.counts if function else Counts()
 
     def in_flight(self, replica_id: str) -> int:
         """Calls that a replica holds."""
-        for function in self._functions.values():
-            replica = function.replicas.get(replica_id)
-            if replica is not None:
-                return sum(len(batch) for batch in replica.executions)
-        return 0
+        replica = self._replica(replica_id)
+        return sum(len(batch) for batch in replica.executions) if replica else 0
 
     @property
     def outstanding(self) -> int:
@@ -151,7 +153,7 @@ class Router:
             raise NotFoundError(f"function {name!r} is not deployed; `hasfaas ps` lists what is")
         now_s = self._now_s()
         budget_s = function.spec.timeout_s if timeout_s is None else timeout_s
-        if budget_s <= 0.0:
+        if not budget_s > 0.0:
             function.counts.expired += 1
             raise DeadlineError(f"{name}: the caller's time was over on arrival", reason="DEADLINE_IN_QUEUE")
         if function.waiting >= self._max_queue or self._queued_bytes + arguments.nbytes > MAX_QUEUED_BYTES:
@@ -162,25 +164,24 @@ class Router:
                 "slow down, add replicas with `hasfaas scale`, or raise local.max_queue",
                 retry_after_s=max(0.05, function.spec.slo_ms / 1000.0),
             )
-        call = Call(next(self._ids), name, arguments, now_s, now_s + budget_s, sink)
+        call = Call(next(self._ids), function, arguments, now_s, now_s + budget_s, sink)
         call.timer = asyncio.get_running_loop().call_later(budget_s, self._expire, call)
         self._calls[call.call_id] = call
         function.counts.accepted += 1
-        self._queue(function, call)
+        self._queue(call)
         self.pump(name)
         return call
 
     def cancel(self, call: Call) -> None:
         """Takes a call back; harmless when it has ended."""
-        function = self._functions.get(call.function)
-        if not call.done and function is not None:
-            function.counts.cancelled += 1
+        if not call.done:
+            call.function.counts.cancelled += 1
             self._abandon(call)
-            self._error(call, CancelledError(f"{call.function}: the call was cancelled"))
+            self._error(call, CancelledError(f"{call.function.name}: the call was cancelled"))
 
     def credit(self, call: Call, items: int) -> None:
         """The reader of a stream has taken `items` more."""
-        if call.replica is not None:
+        if not call.done and call.replica is not None:
             call.replica.channel.credit(call.call_id, items)
 
     # -- replicas ----------------------------------------------------------------------------------------------------
@@ -191,20 +192,21 @@ class Router:
         if function is None:
             channel.shutdown()
             return
+        assert replica_id not in self._homes, f"replica {replica_id} is attached already"
         function.replicas[replica_id] = _Replica(replica_id, channel, quota_percent)
+        self._homes[replica_id] = function
         self.pump(name)
 
-    def requota(self, name: str, replica_id: str, quota_percent: float) -> None:
+    def requota(self, replica_id: str, quota_percent: float) -> None:
         """A replica's quota has changed."""
-        function = self._functions.get(name)
-        if function is not None and replica_id in function.replicas:
-            function.replicas[replica_id].quota_percent = quota_percent
-            self.pump(name)
+        replica = self._replica(replica_id)
+        if replica is not None:
+            replica.quota_percent = quota_percent
+            self.pump(self._homes[replica_id].name)
 
-    async def drain(self, name: str, replica_id: str, timeout_s: float) -> bool:
+    async def drain(self, replica_id: str, timeout_s: float) -> bool:
         """Sends a replica nothing more and waits for what it has; whether all of it ended in time."""
-        function = self._functions.get(name)
-        replica = function.replicas.get(replica_id) if function else None
+        replica = self._replica(replica_id)
         if replica is None:
             return True
         replica.draining = True
@@ -215,23 +217,25 @@ class Router:
                 return False
         return True
 
-    def detach(self, name: str, replica_id: str, why: str) -> None:
+    def detach(self, replica_id: str, why: str) -> None:
         """A replica is gone. Calls it held run again elsewhere where the function is idempotent, else they fail."""
-        function = self._functions.get(name)
-        replica = function.replicas.pop(replica_id, None) if function else None
-        if function is None or replica is None:
+        function = self._homes.pop(replica_id, None)
+        if function is None:
             return
+        replica = function.replicas.pop(replica_id)
         held = [self._calls[i] for batch in replica.executions for i in batch if i in self._calls]
         replica.executions.clear()
         replica.idle.set()
+        dropped = self._functions.get(function.name) is not function
         for call in held:
             call.replica = None
-            if function.spec.idempotent and call.attempts < MAX_ATTEMPTS and call.items == 0:
+            if function.spec.idempotent and not dropped and call.attempts < MAX_ATTEMPTS and call.items == 0:
                 function.counts.redispatched += 1
-                self._queue(function, call)
+                self._queue(call)
             else:
-                self._error(call, self._lost_error(function, call, why))
-        self.pump(name)
+                function.counts.failed += 1
+                self._error(call, _lost_error(call, why, dropped=dropped))
+        self.pump(function.name)
 
     def fail_waiting(self, name: str, why: HasFaasError) -> None:
         """No replica can be had: what waits gets `why`."""
@@ -241,28 +245,32 @@ class Router:
 
     # -- answers from channels ---------------------------------------------------------------------------------------
 
-    def on_result(self, name: str, replica_id: str, call_id: int, payload: RawPayload) -> None:
-        call = self._finish(name, replica_id, call_id)
+    def on_result(self, replica_id: str, call_id: int, payload: RawPayload) -> None:
+        """The one answer of a call."""
+        call = self._finish(replica_id, call_id)
         if call is not None:
             self._complete(call)
             call.sink.result(payload)
 
-    def on_item(self, call_id: int, payload: RawPayload) -> None:
-        call = self._calls.get(call_id)
-        if call is not None and not call.done:
+    def on_item(self, replica_id: str, call_id: int, payload: RawPayload) -> None:
+        """An item of a stream."""
+        call = self._held(replica_id, call_id)
+        if call is not None:
             call.items += 1
             call.sink.item(payload)
 
-    def on_end(self, name: str, replica_id: str, call_id: int) -> None:
-        call = self._finish(name, replica_id, call_id)
+    def on_end(self, replica_id: str, call_id: int) -> None:
+        """A stream has ended well."""
+        call = self._finish(replica_id, call_id)
         if call is not None:
             self._complete(call)
             call.sink.end()
 
-    def on_error(self, name: str, replica_id: str, call_id: int, status: bytes) -> None:
-        call = self._finish(name, replica_id, call_id)
+    def on_error(self, replica_id: str, call_id: int, status: bytes) -> None:
+        """A call has failed in its replica, or a replica confirms that one which was taken back never started."""
+        call = self._finish(replica_id, call_id)
         if call is not None:
-            self._functions[name].counts.failed += 1
+            call.function.counts.failed += 1
             self._end(call)
             call.sink.error(status)
 
@@ -273,9 +281,7 @@ class Router:
         function = self._functions.get(name)
         if function is None:
             return
-        if function.pump_timer is not None:
-            function.pump_timer.cancel()
-            function.pump_timer = None
+        self._stop_timer(function)
         while function.waiting:
             replicas = [r for r in function.replicas.values() if not r.draining]
             if not replicas:
@@ -287,9 +293,12 @@ class Router:
             if chosen is None:
                 return
             replica = replicas[chosen]
-            oldest_s = self._now_s() - self._oldest(function)
             match batching.decide(
-                function.waiting, oldest_s, function.spec.batch, len(replica.executions), streams=function.streams
+                function.waiting,
+                self._oldest_wait_s(function),
+                function.spec.batch,
+                len(replica.executions),
+                streams=function.streams,
             ):
                 case batching.Send(count):
                     self._send(function, replica, count)
@@ -314,21 +323,36 @@ class Router:
                 replica.channel.credit(call.call_id, STREAM_CREDIT)
 
     def _take(self, function: _Function) -> Iterable[Call]:
+        """Waiting calls, the most urgent first. One whose time is over ends here, should its timer be late."""
+        now_s = self._now_s()
         while function.heap:
             call = heapq.heappop(function.heap)[2]
             if call.done or call.replica is not None:
+                continue
+            if call.deadline_s <= now_s:
+                self._expire(call)
                 continue
             function.waiting -= 1
             self._queued_bytes -= call.arguments.nbytes
             yield call
 
-    def _oldest(self, function: _Function) -> float:
-        while function.heap and function.heap[0][2].done:
-            heapq.heappop(function.heap)
-        return function.heap[0][2].arrived_s if function.heap else self._now_s()
+    def _oldest_wait_s(self, function: _Function) -> float:
+        """How long the longest waiting call has waited, as far as that matters: the heap is in order of urgency, so all of
+        it is looked at, but only while a batch is incomplete."""
+        batch = function.spec.batch
+        if batch is None or batch.max_wait_ms == 0.0 or function.waiting >= batch.max_size:
+            return 0.0
+        now_s = self._now_s()
+        return max((now_s - call.arrived_s for _, _, call in function.heap if not call.done), default=0.0)
 
-    def _queue(self, function: _Function, call: Call) -> None:
+    def _stop_timer(self, function: _Function) -> None:
+        if function.pump_timer is not None:
+            function.pump_timer.cancel()
+            function.pump_timer = None
+
+    def _queue(self, call: Call) -> None:
         # Earliest deadline first; the promise is the deadline, so that a caller's long time-out is no handicap.
+        function = call.function
         due_s = min(call.deadline_s, call.arrived_s + function.spec.slo_ms / 1000.0)
         heapq.heappush(function.heap, (due_s, next(self._order), call))
         function.waiting += 1
@@ -336,27 +360,25 @@ class Router:
 
     def _unqueue(self, call: Call) -> None:
         """A waiting call leaves; its heap entry is skipped later."""
-        function = self._functions.get(call.function)
-        if function is not None:
-            function.waiting -= 1
-            if len(function.heap) > 2 * function.waiting + 64:
-                # Ended calls leave the heap lazily; without this, arguments of expired ones would pile up in it.
-                function.heap = [entry for entry in function.heap if not entry[2].done and entry[2] is not call]
-                heapq.heapify(function.heap)
+        function = call.function
+        function.waiting -= 1
         self._queued_bytes -= call.arguments.nbytes
+        if len(function.heap) > 2 * function.waiting + 64:
+            # Ended calls leave the heap lazily; without this, arguments of expired ones would pile up in it.
+            function.heap = [entry for entry in function.heap if not entry[2].done and entry[2] is not call]
+            heapq.heapify(function.heap)
 
     def _abandon(self, call: Call) -> None:
         if call.replica is None:
             self._unqueue(call)
         else:
+            # Its place in the replica is free once the replica says so: it may be running.
             call.replica.channel.cancel(call.call_id)
 
     def _expire(self, call: Call) -> None:
         if call.done:
             return
-        function = self._functions.get(call.function)
-        if function is not None:
-            function.counts.expired += 1
+        call.function.counts.expired += 1
         waited = call.replica is None
         self._abandon(call)
         spent_ms = (self._now_s() - call.arrived_s) * 1000.0
@@ -364,29 +386,37 @@ class Router:
         reason = "DEADLINE_IN_QUEUE" if waited else "DEADLINE_IN_EXECUTION"
         self._error(
             call,
-            DeadlineError(f"{call.function}: the caller's {spent_ms:.0f} ms ran out {where}", reason=reason),
+            DeadlineError(f"{call.function.name}: the caller's {spent_ms:.0f} ms ran out {where}", reason=reason),
         )
 
-    def _finish(self, name: str, replica_id: str, call_id: int) -> Call | None:
-        """Frees the replica's slot; the call, or None when it had ended before (cancelled, expired)."""
-        function = self._functions.get(name)
-        replica = function.replicas.get(replica_id) if function else None
+    def _replica(self, replica_id: str) -> _Replica | None:
+        home = self._homes.get(replica_id)
+        return home.replicas[replica_id] if home else None
+
+    def _held(self, replica_id: str, call_id: int) -> Call | None:
+        """The call, when it has not ended (cancelled, expired) and this replica holds it."""
         call = self._calls.get(call_id)
+        held = call is not None and call.replica is not None and call.replica is self._replica(replica_id)
+        return call if held else None
+
+    def _finish(self, replica_id: str, call_id: int) -> Call | None:
+        """Frees the call's place in the replica; the call, where it still waits for this answer."""
+        call = self._held(replica_id, call_id)
+        replica = self._replica(replica_id)
         if replica is not None:
             for batch in replica.executions:
                 batch.discard(call_id)
             replica.executions = [batch for batch in replica.executions if batch]
             if not replica.executions:
                 replica.idle.set()
-            asyncio.get_running_loop().call_soon(self.pump, name)
-        return call if call is not None and not call.done else None
+            asyncio.get_running_loop().call_soon(self.pump, self._homes[replica_id].name)
+        return call
 
     def _complete(self, call: Call) -> None:
-        function = self._functions.get(call.function)
-        if function is not None:
-            function.counts.completed += 1
-            if (self._now_s() - call.arrived_s) * 1000.0 <= function.spec.slo_ms:
-                function.counts.slo_met += 1
+        counts = call.function.counts
+        counts.completed += 1
+        if (self._now_s() - call.arrived_s) * 1000.0 <= call.function.spec.slo_ms:
+            counts.slo_met += 1
         self._end(call)
 
     def _end(self, call: Call) -> None:
@@ -404,14 +434,16 @@ class Router:
             function.counts.failed += 1
             self._error(call, why)
 
-    def _lost_error(self, function: _Function, call: Call, why: str) -> UnavailableError:
-        function.counts.failed += 1
-        if not function.spec.idempotent:
-            cure = "it may have run in part: declare idempotent=True to have such calls run again"
-        elif call.items:
-            cure = "a stream that has given items is not begun again"
-        else:
-            cure = f"it was tried {call.attempts} times"
-        return UnavailableError(
-            f"{function.name}: the replica {why} with the call in it; {cure}", reason="EXECUTOR_CRASHED"
-        )
+
+def _lost_error(call: Call, why: str, *, dropped: bool) -> UnavailableError:
+    if dropped:
+        cure = "the function was deleted, so it does not run again"
+    elif not call.function.spec.idempotent:
+        cure = "it may have run in part: declare idempotent=True to have such calls run again"
+    elif call.items:
+        cure = "a stream that has given items is not begun again"
+    else:
+        cure = f"it was tried {call.attempts} times"
+    return UnavailableError(
+        f"{call.function.name}: the replica {why} with the call in it; {cure}", reason="EXECUTOR_CRASHED"
+    )

@@ -20,6 +20,7 @@ from hasfaas.core.errors import NotFoundError
 from hasfaas.core.spec import Batch, FunctionSpec, Kind
 from hasfaas.serving.ports import FunctionRecord, Sizing
 
+HALF = ".half"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS functions (
     name TEXT PRIMARY KEY,
@@ -44,6 +45,8 @@ class LocalStore:
         self._bundles = folder / "bundles"
         self._bundles.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
+        for half in self._bundles.glob(f"*{HALF}"):
+            half.unlink()  # of a gateway that was killed while it wrote; only one runs at a time
         # Autocommit off by default: `with self._db` is one transaction.
         self._db = sqlite3.connect(folder / "store.sqlite3")
         self._db.execute("PRAGMA journal_mode=WAL")
@@ -105,9 +108,9 @@ class LocalStore:
     def _write_bundle(self, sha256: str, bundle: bytes) -> None:
         assert hashlib.sha256(bundle).hexdigest() == sha256, "a bundle is stored under its own digest"
         path = self.bundle_path(sha256)
-        if path.exists():
+        if path.exists() and path.stat().st_size == len(bundle):
             return
-        with tempfile.NamedTemporaryFile(dir=self._bundles, delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=self._bundles, suffix=HALF, delete=False) as file:
             file.write(bundle)
             file.flush()
             os.fsync(file.fileno())

@@ -10,7 +10,6 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import attrs
 import msgpack
@@ -42,12 +41,14 @@ class FrameKind(enum.IntEnum):
 
 @attrs.frozen
 class Frame:
-    """One message. `head` is what msgpack carried; `body` is raw."""
+    """One message. `head` is what msgpack carried; `body` is raw. `dropped` means that there was no memory for the body,
+    so it was read and thrown away."""
 
     kind: FrameKind
     call_id: int
     head: object
     body: Buffer
+    dropped: bool = False
 
 
 @attrs.frozen
@@ -115,7 +116,7 @@ def unpack_execute(frame: Frame) -> list[tuple[WorkItem, memoryview]]:
     offset = 0
     items: list[tuple[WorkItem, memoryview]] = []
     for call_id, codec, head, sizes, size in frame.head:  # type: ignore[attr-defined]
-        items.append((WorkItem(call_id, codec, head, tuple(sizes), size), view[offset : offset + size]))
+        items.append((WorkItem(call_id, codec, head, sizes, size), view[offset : offset + size]))
         offset += size + padding(size)
     return items
 
@@ -126,10 +127,16 @@ def pack_payload(kind: FrameKind, call_id: int, payload: RawPayload) -> list[Buf
 
 
 def unpack_payload(frame: Frame) -> RawPayload:
-    """The payload of a RESULT or ITEM frame."""
-    fields: Any = frame.head
-    codec, head, sizes = fields
-    return RawPayload(codec, head, tuple(sizes), (frame.body,) if len(frame.body) else ())
+    """The payload of a RESULT or ITEM frame. Raises InvalidRequestError when its head is not one of a payload: a replica's
+    user code can write to its socket, and what it writes must not get further than here."""
+    match frame.head:
+        case (int(codec), bytes(head), tuple(sizes)) if 0 <= codec < 256 and all(_is_size(size) for size in sizes):
+            return RawPayload(codec, head, sizes, (frame.body,) if len(frame.body) else ())
+    raise InvalidRequestError(f"a frame {frame.kind.name} without a payload's head: {frame.head!r:.80}")
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < 2**63
 
 
 class FrameReader:
@@ -141,12 +148,15 @@ class FrameReader:
         self._end = 0
         self._body: bytearray | None = None
         self._filled = 0
+        self._drop_left = 0
         self._pending: tuple[FrameKind, int, object] | None = None
 
     def buffer(self) -> memoryview:
         """Where to put the next bytes; never empty."""
         if self._body is not None:
             return memoryview(self._body)[self._filled :]
+        if self._drop_left:
+            return memoryview(self._scratch)[: self._drop_left]
         return memoryview(self._scratch)[self._end :]
 
     def advance(self, count: int) -> list[Frame]:
@@ -157,6 +167,11 @@ class FrameReader:
             if self._filled == len(self._body):
                 frames.append(self._finish())
             return frames
+        if self._drop_left:
+            self._drop_left -= count
+            if not self._drop_left:
+                frames.append(self._finish())
+            return frames
         self._end += count
         while self._body is None and self._parse(frames):
             pass
@@ -164,9 +179,10 @@ class FrameReader:
         return frames
 
     def _finish(self) -> Frame:
-        assert self._pending is not None and self._body is not None
+        assert self._pending is not None
         kind, call_id, head = self._pending
-        frame = Frame(kind, call_id, head, self._body)
+        body = self._body
+        frame = Frame(kind, call_id, head, b"" if body is None else body, dropped=body is None)
         self._pending, self._body, self._filled = None, None, 0
         return frame
 
@@ -182,17 +198,21 @@ class FrameReader:
             self._reserve(HEADER.size + head_len)
             return False
         view = memoryview(self._scratch)
-        head = msgpack.unpackb(view[self._start + HEADER.size : head_end], use_list=False) if head_len else None
+        head = _unpack_head(view[self._start + HEADER.size : head_end])
         try:
             known = FrameKind(kind)
         except ValueError as exc:
             raise InvalidRequestError(f"a frame of unknown kind {kind}") from exc
         self._pending = (known, call_id, head)
-        body = bytearray(body_len)
         take = min(body_len, self._end - head_end)
-        body[:take] = view[head_end : head_end + take]
         self._start = head_end + take
-        self._body, self._filled = body, take
+        try:
+            body = bytearray(body_len)
+        except MemoryError:
+            self._drop_left = body_len - take
+        else:
+            body[:take] = view[head_end : head_end + take]
+            self._body, self._filled = body, take
         if take == body_len:
             frames.append(self._finish())
             return True
@@ -208,3 +228,12 @@ class FrameReader:
         if self._start:
             self._scratch[:left] = self._scratch[self._start : self._end]
             self._start, self._end = 0, left
+
+
+def _unpack_head(packed: memoryview) -> object:
+    if not packed:
+        return None
+    try:
+        return msgpack.unpackb(packed, use_list=False)
+    except ValueError as exc:
+        raise InvalidRequestError(f"a frame's head of {len(packed)} bytes is not msgpack: {exc}") from exc

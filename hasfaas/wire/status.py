@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import attrs
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from hasfaas.core import errors
 from hasfaas.wire import payload as payloads
 from hasfaas.wire.convert import payload_from_proto, payload_to_proto
-from hasfaas.wire.v1 import errors_pb2, payload_pb2
+from hasfaas.wire.v1 import errors_pb2
 
 T = TypeVar("T")
 DOMAIN = "hasfaas.dev"
@@ -51,6 +53,8 @@ for _cls, _code in CODES.items():
     _BY_CODE.setdefault(_code, _cls)
 _BY_CODE[code_pb2.UNAUTHENTICATED] = errors.AuthError
 _BY_CODE[code_pb2.UNIMPLEMENTED] = errors.BackendError
+# Only details can tell that the user's code raised; without them it was a server that failed in an unforeseen way.
+_BY_CODE[code_pb2.UNKNOWN] = errors.BackendError
 
 
 @attrs.frozen
@@ -68,8 +72,15 @@ class UserFailure:
 class RemoteFunctionError(errors.FunctionError):
     """A FunctionError fresh off the wire; `failure` lets a client rebuild the original class."""
 
-    def __init__(self, failure: UserFailure) -> None:
-        super().__init__(failure.message, qualname=failure.qualname, frames=failure.frames, notes=failure.notes)
+    def __init__(self, failure: UserFailure, *, reason: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(
+            failure.message,
+            reason=reason,
+            retry_after_s=retry_after_s,
+            qualname=failure.qualname,
+            frames=failure.frames,
+            notes=failure.notes,
+        )
         self.failure = failure
 
 
@@ -77,17 +88,21 @@ def to_status(exc: errors.HasFaasError) -> status_pb2.Status:
     """The google.rpc.Status of one of our own errors."""
     cls = next(c for c in type(exc).__mro__ if c in CODES)
     details = [error_details_pb2.ErrorInfo(reason=exc.reason, domain=DOMAIN, metadata={"class": cls.__name__})]
-    status = status_pb2.Status(code=CODES[cls], message=exc.message)
+    status = status_pb2.Status(code=CODES[cls], message=_text(exc.message))
     _pack(status, *details)
     if exc.retry_after_s is not None:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromNanoseconds(max(0, round(exc.retry_after_s * 1e9)))
         _pack(status, retry)
     if isinstance(exc, errors.FunctionError):
-        user = errors_pb2.UserError(qualname=exc.qualname, message=exc.message)
-        user.frames.extend(_frame_to_proto(frame) for frame in exc.frames)
-        _pack(status, user)
+        _pack(status, _failure_to_proto(_failure_of(exc)))
     return status
+
+
+def _failure_of(exc: errors.FunctionError) -> UserFailure:
+    if isinstance(exc, RemoteFunctionError):
+        return exc.failure  # passed on whole, so that the next one can still rebuild it
+    return UserFailure("", exc.qualname, exc.message, exc.frames, tuple(getattr(exc, "__notes__", ())), None)
 
 
 def user_exception_to_status(exc: BaseException, *, skip_file: Callable[[str], bool]) -> status_pb2.Status:
@@ -96,24 +111,22 @@ def user_exception_to_status(exc: BaseException, *, skip_file: Callable[[str], b
     `skip_file` drops leading frames that are ours, so that the traceback begins in the user's code. The exception's args
     and attributes go along when they can be encoded, else the status has text alone.
     """
-    message = _safely(lambda: str(exc), "<the exception's text could not be made>")
     no_frames: tuple[traceback.FrameSummary, ...] = ()
+    found = _safely(lambda: tuple(traceback.extract_tb(exc.__traceback__)), no_frames)
     frames = [
-        errors_pb2.UserError.Frame(file=f.filename, line=f.lineno or 0, function=f.name, source=f.line or "")
-        for f in _safely(lambda: tuple(traceback.extract_tb(exc.__traceback__)), no_frames)
-        if not skip_file(f.filename)
+        errors.RemoteFrame(f.filename, f.lineno or 0, f.name, f.line or "") for f in found if not skip_file(f.filename)
     ]
-    notes = [note for note in getattr(exc, "__notes__", ()) if isinstance(note, str)]
-    user = errors_pb2.UserError(
-        module=type(exc).__module__,
+    no_notes: tuple[object, ...] = ()
+    notes = _safely(lambda: tuple(getattr(exc, "__notes__", ())), no_notes)
+    failure = UserFailure(
+        module=str(type(exc).__module__),
         qualname=type(exc).__qualname__,
-        message=message[:65536],
-        frames=frames[-200:],
-        notes=notes[:20],
+        message=_safely(lambda: str(exc), "<the exception's text could not be made>")[:65536],
+        frames=tuple(frames[-200:]),
+        notes=tuple(note for note in notes if isinstance(note, str))[:20],
+        state=_encode_state(exc),
     )
-    state = _encode_state(exc)
-    if state is not None:
-        user.state.CopyFrom(state)
+    user = _failure_to_proto(failure)
     status = status_pb2.Status(code=code_pb2.UNKNOWN, message=f"{user.qualname}: {user.message}"[:2048])
     info = error_details_pb2.ErrorInfo(reason="USER_EXCEPTION", domain=DOMAIN, metadata={"class": "FunctionError"})
     _pack(status, info, user)
@@ -126,13 +139,48 @@ def from_status(status: status_pb2.Status) -> errors.HasFaasError:
     found: set[str] = set()
     for detail in status.details:
         for message in (info, retry, user):
-            if detail.Is(message.DESCRIPTOR) and detail.Unpack(message):
+            if detail.Is(message.DESCRIPTOR) and _unpacked(detail, message):
                 found.add(message.DESCRIPTOR.name)
     cls = _BY_NAME.get(info.metadata.get("class", ""), _BY_CODE.get(status.code, errors.BackendError))
-    if cls is errors.FunctionError and "UserError" in found:
-        return RemoteFunctionError(_failure_from_proto(user))
     delay_s = retry.retry_delay.ToNanoseconds() / 1e9 if "RetryInfo" in found else None
+    if cls is errors.FunctionError and "UserError" in found:
+        return RemoteFunctionError(_failure_from_proto(user), reason=info.reason or None, retry_after_s=delay_s)
     return cls(status.message, reason=info.reason or None, retry_after_s=delay_s)
+
+
+def trimmed(status: status_pb2.Status, most_bytes: int) -> status_pb2.Status:
+    """The status in at most so many bytes, for where it travels as a header. What goes first is what a person misses
+    least: the exception's state, then the traceback's outer frames, the notes, and the end of a long text."""
+    if status.ByteSize() <= most_bytes:
+        return status
+    part = most_bytes // 8
+    kept = status_pb2.Status(code=status.code, message=_shortened(status.message, part))
+    user = errors_pb2.UserError()
+    for detail in status.details:
+        if not detail.Is(user.DESCRIPTOR):
+            kept.details.append(detail)
+        elif _unpacked(detail, user):
+            user.ClearField("state")
+            user.message = _shortened(user.message, part)
+            for items in (user.frames, user.notes):
+                while items and user.ByteSize() > 4 * part:
+                    del items[0]
+            _pack(kept, user)
+    return kept
+
+
+def _shortened(text: str, most_bytes: int) -> str:
+    encoded = text.encode()
+    return text if len(encoded) <= most_bytes else encoded[: most_bytes - 3].decode(errors="ignore") + "..."
+
+
+def _unpacked(detail: any_pb2.Any, message: Message) -> bool:
+    """A detail that does not parse counts as absent: the code and the text of its status are still worth having."""
+    try:
+        return bool(detail.Unpack(message))
+    except DecodeError:
+        message.Clear()
+        return False
 
 
 def _failure_from_proto(user: errors_pb2.UserError) -> UserFailure:
@@ -142,20 +190,41 @@ def _failure_from_proto(user: errors_pb2.UserError) -> UserFailure:
         message=user.message,
         frames=tuple(errors.RemoteFrame(f.file, f.line, f.function, f.source) for f in user.frames),
         notes=tuple(user.notes),
-        state=payload_from_proto(user.state) if user.HasField("state") else None,
+        state=_safely(lambda: payload_from_proto(user.state), None) if user.HasField("state") else None,
     )
 
 
-def _frame_to_proto(frame: errors.RemoteFrame) -> errors_pb2.UserError.Frame:
-    return errors_pb2.UserError.Frame(file=frame.file, line=frame.line, function=frame.function, source=frame.source)
+def _failure_to_proto(failure: UserFailure) -> errors_pb2.UserError:
+    user = errors_pb2.UserError(
+        module=_text(failure.module),
+        qualname=_text(failure.qualname),
+        message=_text(failure.message),
+        frames=[
+            errors_pb2.UserError.Frame(
+                file=_text(f.file), line=f.line, function=_text(f.function), source=_text(f.source)
+            )
+            for f in failure.frames
+        ],
+        notes=[_text(note) for note in failure.notes],
+    )
+    if failure.state is not None:
+        user.state.CopyFrom(payload_to_proto(failure.state))
+    return user
 
 
-def _encode_state(exc: BaseException) -> payload_pb2.Payload | None:
+def _text(text: str) -> str:
+    """What a message can hold: a lone surrogate (of a file name that is no UTF-8) is written as its escape."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _encode_state(exc: BaseException) -> payloads.Payload | None:
     attributes = {k: v for k, v in vars(exc).items() if k != "__notes__"}
-    for candidate in ((exc.args, attributes), (exc.args, {})):
-        encoded = _safely(lambda c=candidate: payloads.encode(c), None)  # type: ignore[misc]
+    no_args: tuple[object, ...] = ()
+    args = _safely(lambda: tuple(exc.args), no_args)
+    for candidate in ((args, attributes), (args, {})):
+        encoded = _safely(partial(payloads.encode, candidate), None)
         if encoded is not None and encoded.nbytes <= 1 << 20:
-            return payload_to_proto(encoded)
+            return encoded
     return None
 
 

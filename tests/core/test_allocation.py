@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import math
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hasfaas.core.allocation import Allocation, Usage
+from hasfaas.core.errors import InvalidRequestError
+
+GIB = 2**30
+
+
+@given(st.floats(1, 100), st.floats(0, 100))
+def test_occupancy_is_the_product_of_both_shares(sm_percent: float, quota_percent: float) -> None:
+    made = Allocation(sm_percent, quota_percent, GIB)
+    assert 0.0 <= made.occupancy <= 1.0
+    assert made.occupancy == pytest.approx(sm_percent / 100 * quota_percent / 100)
+
+
+@given(st.integers(0, 1_000_000))
+def test_a_quota_in_parts_per_million_survives_the_percent(ppm: int) -> None:
+    assert Allocation(100.0, ppm / 10_000, GIB).quota_ppm == ppm
+
+
+def test_a_worked_allocation() -> None:
+    made = Allocation(sm_percent=50, quota_percent=30, memory_bytes=2 * GIB)
+    assert made.occupancy == pytest.approx(0.15)
+    assert made.quota_ppm == 300_000
+
+
+@pytest.mark.parametrize(
+    ("sm_percent", "quota_percent", "memory_bytes", "named"),
+    [
+        (0.5, 50.0, GIB, "sm_percent=0.5"),
+        (100.5, 50.0, GIB, "sm_percent=100.5"),
+        (math.nan, 50.0, GIB, "sm_percent=nan"),
+        (50.0, -1.0, GIB, "quota_percent=-1.0"),
+        (50.0, 101.0, GIB, "quota_percent=101.0"),
+        (50.0, 50.0, 0, "memory_bytes=0"),
+    ],
+)
+def test_what_is_no_slice_of_a_device_is_refused_by_name(
+    sm_percent: float, quota_percent: float, memory_bytes: int, named: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=named) as caught:
+        Allocation(sm_percent, quota_percent, memory_bytes)
+    assert caught.value.reason == "BAD_ALLOCATION"
+
+
+def test_a_quota_of_zero_is_an_allocation_and_a_partition_of_zero_is_not() -> None:
+    assert Allocation(1.0, 0.0, 1).occupancy == 0.0
+    with pytest.raises(InvalidRequestError):
+        Allocation(0.0, 100.0, 1)
+
+
+def test_usage_starts_at_nothing() -> None:
+    assert set(attrs.astuple(Usage())) == {0}
