@@ -199,7 +199,9 @@ def report(found: dict[tuple[str, int], dict[str, list[Measured]]], sync: list[M
     for (name, callers), row in found.items():
         for system, runs in row.items():
             p50, rps = spread([m.p50_us for m in runs]), spread([m.rps for m in runs])
-            print(f"{name:>7} x {callers:<3} {system:<8} p50 {p50}   p99 {spread([m.p99_us for m in runs])}   rps {rps}")
+            print(
+                f"{name:>7} x {callers:<3} {system:<8} p50 {p50}   p99 {spread([m.p99_us for m in runs])}   rps {rps}"
+            )
     print(f"  100 B x 1   .remote  p50 {spread([m.p50_us for m in sync])}   rps {spread([m.rps for m in sync])}")
     keys = {
         "p50_over_echo": ratio(found["100 B", 1], "p50_us"),
