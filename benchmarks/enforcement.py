@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class World:
 @contextlib.contextmanager
 def world() -> Iterator[World]:
     """A fresh one, removed at the end."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="hf-bench-") as folder:  # noqa: S108 - shared memory it is
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="hf-bench-") as folder:
         path = Path(folder) / "tokens"
         table = TokenTable.create(path)
         device = sim.inventory("bench", lanes_file=Path(folder) / "lanes")
@@ -243,7 +244,7 @@ def gate_overhead(name: str, pairs: int) -> tuple[list[float], int]:
         lease = SlotLease(here.table, slot, stream)
         lease.acquire()
         for gated, plain in ((one, two), (two, one)) * 2:
-            calibration: Calibration = calibrate({name: gated}, lambda model=gated: model(x), lease.gate)
+            calibration: Calibration = calibrate({name: gated}, partial(gated, x), lease.gate)
             gates = max(gates, calibration.gates)
             for pair in range(pairs // 4):
                 if pair % 2:
@@ -342,7 +343,8 @@ def main() -> int:
         overheads[name] = statistics.median(percents)
         quartiles = statistics.quantiles(percents, n=4)
         print(
-            f"gate overhead {name}: median {overheads[name]:+.2f} % (quartiles {quartiles[0]:+.2f} .. {quartiles[2]:+.2f}), {gates} gates"
+            f"gate overhead {name}: median {overheads[name]:+.2f} % "
+            f"(quartiles {quartiles[0]:+.2f} .. {quartiles[2]:+.2f}), {gates} gates"
         )
     figures: dict[str, object] = {
         **delivered,

@@ -105,7 +105,7 @@ async def serve_echo(address: str) -> None:
             await context.write(message)
 
     server = grpc.aio.server(options=UNLIMITED)
-    handler = grpc.stream_stream_rpc_method_handler(echo, _same, _same)  # type: ignore[arg-type]
+    handler = grpc.stream_stream_rpc_method_handler(echo, _same, _same)
     service, method = ECHO_METHOD.strip("/").split("/")
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
     server.add_insecure_port(address)
