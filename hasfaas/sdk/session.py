@@ -78,8 +78,6 @@ class Session:
     def __init__(self, address: str) -> None:
         self.address = address
         self.broken = False
-        # Deployments under way, by name and version, so that calls which need the same one share it.
-        self.deploys: dict[tuple[str, str], asyncio.Task[pb.DeployResponse]] = {}
         self._ids = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
         self._out: deque[pb.SessionRequest] = deque()
