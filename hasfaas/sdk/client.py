@@ -266,7 +266,7 @@ class Client:
             await self._together(("deploy", function.version), lambda: self.deploy(function, warm=False))
 
     async def _together(self, key: Hashable, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Calls that need the same thing first share one task for it, and then go on in the order in which they came."""
+        """Calls that need the same thing first share one task for it."""
         under_way = self._under_way.setdefault(asyncio.get_running_loop(), {})
         task = under_way.get(key)
         if task is None:

@@ -138,6 +138,7 @@ def test_an_example_warms_up_a_replica_before_the_first_call(backend: Gateway) -
 
 def test_leaving_a_map_early_takes_the_rest_back(backend: Gateway, tmp_path: Path) -> None:
     trace = tmp_path / "t"
+    verbs.touch.remote(str(trace), "warm")
     results = verbs.touch.map([str(trace)] * 1000, map(str, range(1000)), [0.05] * 1000)
     assert next(results) == "0"
     results.close()

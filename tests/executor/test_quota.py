@@ -420,6 +420,15 @@ def test_one_that_idled_joins_within_a_lag_of_the_lane() -> None:
     assert slots[0].v_ns == 10 * SECOND - TIMING.lag_ns
 
 
+def test_one_that_joins_a_long_lease_gets_no_credit_for_it() -> None:
+    lane = Row(v_ns=SECOND)
+    slots = {0: Account(quota_ppm=PPM, v_ns=SECOND), 1: Account(quota_ppm=PPM // 2)}
+    quota.acquire(lane, slots, 0, 0, TIMING)
+    quota.renew(lane, slots, 0, 10 * MS, TIMING, drained=False)
+    quota.acquire(lane, slots, 1, 90 * MS, TIMING)
+    assert slots[1].v_ns == SECOND + 90 * MS - TIMING.lag_ns
+
+
 @pytest.mark.parametrize(
     ("old", "new", "ahead_ms", "then_ms"),
     [(1, 50, 100, 2), (50, 25, 20, 40), (50, 1, 20, 100), (50, 1, -20, -100), (50, 0, 20, 20), (0, 50, 20, 0)],

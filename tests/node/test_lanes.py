@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import attrs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hasfaas.core.errors import PlacementError
@@ -317,7 +317,6 @@ EVENTS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(EVENTS)
 def test_whatever_comes_and_goes_the_laws_of_lanes_hold(events: list[tuple[str, object]]) -> None:
     machine = Machine(device("cpu0", units=4, auto_sm_percent=75), device("sim0", units=7), device("sim1", units=132))

@@ -201,6 +201,6 @@ class RouterMachine(RuleBasedStateMachine):
 
 
 RouterMachine.TestCase.settings = settings(
-    max_examples=250, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=250, stateful_step_count=60, suppress_health_check=[HealthCheck.too_slow]
 )
 TestRouterMachine = RouterMachine.TestCase
