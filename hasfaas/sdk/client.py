@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import attrs
 import grpc
@@ -41,6 +41,15 @@ class Deployable:
     version: str
     spec: FunctionSpec
     bundle: bytes
+
+
+class Source(Protocol):
+    """What can be deployed: `built` is its deployable form once that has been made."""
+
+    @property
+    def built(self) -> Deployable | None: ...
+
+    def deployable(self) -> Deployable: ...
 
 
 class Client:
@@ -81,9 +90,9 @@ class Client:
 
     # -- calls -------------------------------------------------------------------------------------------------------
 
-    async def call(self, deployable: Callable[[], Deployable], arguments: Payload, timeout_s: float) -> Any:
+    async def call(self, source: Source, arguments: Payload, timeout_s: float) -> Any:
         """Calls a function, deploying it first if this process has not. Raises what the function raised."""
-        answer = await self._call(deployable, arguments, timeout_s)
+        answer = await self._call(source, arguments, timeout_s)
         return payloads.decode(answer, allow_pickle=self._trusted)
 
     async def call_named(self, name: str, arguments: Payload, timeout_s: float) -> Any:
@@ -95,12 +104,12 @@ class Client:
             raise as_raised(exc, trusted=self._trusted) from None
         return payloads.decode(answer, allow_pickle=self._trusted)
 
-    async def _call(self, deployable: Callable[[], Deployable], arguments: Payload, timeout_s: float) -> Payload:
+    async def _call(self, source: Source, arguments: Payload, timeout_s: float) -> Payload:
         give_up_s = time.monotonic() + timeout_s
         delay_s = FIRST_RETRY_S
         redeployed = False
         while True:
-            function = await self._ensure_deployed(deployable)
+            function = await self._ensure_deployed(source)
             left_s = give_up_s - time.monotonic()
             request = Request(function.name, function.version, arguments, max(0.001, left_s))
             try:
@@ -122,11 +131,11 @@ class Client:
                 raise as_raised(exc, trusted=self._trusted) from None
 
     async def stream(
-        self, deployable: Callable[[], Deployable], arguments: Payload, timeout_s: float
+        self, source: Source, arguments: Payload, timeout_s: float
     ) -> AsyncGenerator[Any, None]:
         """The items of a generator function, deployed first if this process has not. Closing it takes the call back."""
         begun = False
-        function = await self._ensure_deployed(deployable)
+        function = await self._ensure_deployed(source)
         for attempt in (1, 2):
             request = Request(function.name, function.version, arguments, timeout_s)
             try:
@@ -140,7 +149,7 @@ class Client:
                 self._deployed.pop(function.name, None)
                 if begun or attempt == 2:
                     raise
-                function = await self._ensure_deployed(deployable)
+                function = await self._ensure_deployed(source)
 
     async def stream_named(self, name: str, arguments: Payload, timeout_s: float) -> AsyncGenerator[Any, None]:
         """The items of whatever version of `name` is deployed."""
@@ -206,8 +215,8 @@ class Client:
         except grpc.aio.AioRpcError as exc:
             raise as_raised(error_of(exc), trusted=self._trusted) from None
 
-    async def _ensure_deployed(self, deployable: Callable[[], Deployable]) -> Deployable:
-        function = await asyncio.to_thread(deployable)
+    async def _ensure_deployed(self, source: Source) -> Deployable:
+        function = source.built or await asyncio.to_thread(source.deployable)
         if self._deployed.get(function.name) != function.version:
             await self.deploy(function, warm=False)
         return function

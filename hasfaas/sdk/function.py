@@ -73,7 +73,7 @@ class Remote(Generic[P]):
         self.name = name or function_name(target)
         self.example = example
         self._parameters = _signature(target)
-        self._built: Deployable | None = None
+        self.built: Deployable | None = None
         self._build_lock = threading.Lock()
         for attribute in ("__doc__", "__module__", "__qualname__", "__name__"):
             setattr(self, attribute, getattr(target, attribute, None))
@@ -97,13 +97,13 @@ class Remote(Generic[P]):
         from hasfaas.sdk.bundle import build
 
         with self._build_lock:
-            if self._built is None:
+            if self.built is None:
                 spec = _overridden(self.spec, self.name, self.client.settings.functions.get(self.name, {}))
                 if self.example is not None:
                     setattr(self.target, "__hasfaas_example__", self.example)  # noqa: B010 - travels with the pickle
                 bundle = build(self.target, name=self.name, options=attrs.asdict(spec))
-                self._built = Deployable(self.name, bundle.version, spec, bundle.to_bytes())
-            return self._built
+                self.built = Deployable(self.name, bundle.version, spec, bundle.to_bytes())
+            return self.built
 
     @property
     def version(self) -> str:
@@ -181,7 +181,7 @@ class _Calls(Remote[P], Generic[P, R_co]):
                 future.cancel()
 
     async def _call(self, arguments: Payload) -> Any:
-        return await self.client.call(self.deployable, arguments, self.spec.timeout_s)
+        return await self.client.call(self, arguments, self.spec.timeout_s)
 
 
 class Function(_Calls[P, R_co], Generic[P, R_co]):
@@ -224,7 +224,7 @@ class StreamFunction(Remote[P], Generic[P, T_co]):
         async def pump() -> None:
             try:
                 async with contextlib.aclosing(
-                    self.client.stream(self.deployable, arguments, self.spec.timeout_s)
+                    self.client.stream(self, arguments, self.spec.timeout_s)
                 ) as made:
                     async for item in made:
                         await room.acquire()
@@ -256,7 +256,7 @@ class StreamFunction(Remote[P], Generic[P, T_co]):
     async def astream(self, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T_co]:
         """As `stream`, on the caller's event loop."""
         arguments = self._encode(args, kwargs)
-        async with contextlib.aclosing(self.client.stream(self.deployable, arguments, self.spec.timeout_s)) as made:
+        async with contextlib.aclosing(self.client.stream(self, arguments, self.spec.timeout_s)) as made:
             async for item in made:
                 yield item
 

@@ -14,6 +14,7 @@ from google.rpc import status_pb2
 
 from hasfaas.core.errors import DeadlineError, HasFaasError, InvalidRequestError, UnavailableError
 from hasfaas.wire import payload as payloads
+from hasfaas.wire.lots import lot
 from hasfaas.wire.payload import Payload
 from hasfaas.wire.status import STATUS_METADATA_KEY, from_status
 from hasfaas.wire.v1 import functions_pb2 as pb
@@ -77,7 +78,7 @@ class Session:
         self.broken = False
         self._ids = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
-        self._out: deque[pb.SessionRequest] = deque()
+        self._out: deque[pb.SessionCall] = deque()
         self._some = asyncio.Event()
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self.stub = functions_pb2_grpc.FunctionServiceStub(self._channel)
@@ -124,7 +125,7 @@ class Session:
                 yield answer
                 taken += 1
                 if taken % CREDIT_LOT == 0:
-                    self._send(pb.SessionRequest(call_id=call_id, credit=pb.SessionRequest.Credit(items=CREDIT_LOT)))
+                    self._send(pb.SessionCall(call_id=call_id, credit=pb.SessionCall.Credit(items=CREDIT_LOT)))
         finally:
             self._pending.pop(call_id, None)
             if not over:
@@ -155,16 +156,16 @@ class Session:
         start = pb.InvokeRequest(
             function=request.function, version=request.version, arguments=first, timeout_s=request.timeout_s
         )
-        self._send(pb.SessionRequest(call_id=call_id, start=start))
+        self._send(pb.SessionCall(call_id=call_id, start=start))
         for offset in range(CHUNK_BYTES, len(blob), CHUNK_BYTES):
-            self._send(pb.SessionRequest(call_id=call_id, chunk=blob[offset : offset + CHUNK_BYTES]))
+            self._send(pb.SessionCall(call_id=call_id, chunk=blob[offset : offset + CHUNK_BYTES]))
         return call_id, pending
 
     def _cancel(self, call_id: int) -> None:
         if not self.broken:
-            self._send(pb.SessionRequest(call_id=call_id, cancel=pb.SessionRequest.Cancel()))
+            self._send(pb.SessionCall(call_id=call_id, cancel=pb.SessionCall.Cancel()))
 
-    def _send(self, request: pb.SessionRequest) -> None:
+    def _send(self, request: pb.SessionCall) -> None:
         self._out.append(request)
         self._some.set()
 
@@ -172,7 +173,7 @@ class Session:
         try:
             while True:
                 while self._out:
-                    await self._stream.write(self._out.popleft())
+                    await self._stream.write(pb.SessionRequest(frames=lot(self._out)))
                 self._some.clear()
                 await self._some.wait()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
@@ -182,7 +183,8 @@ class Session:
         why = "the gateway closed the session"
         try:
             async for response in self._stream:
-                self._take(response)
+                for frame in response.frames:
+                    self._take(frame)
         except grpc.aio.AioRpcError as exc:
             why = f"the gateway cannot be reached: {exc.details()}"
         except asyncio.CancelledError:
@@ -195,7 +197,7 @@ class Session:
         for pending in self._pending.values():
             pending.answers.put_nowait(why)
 
-    def _take(self, response: pb.SessionResponse) -> None:
+    def _take(self, response: pb.SessionAnswer) -> None:
         pending = self._pending.get(response.call_id)
         if pending is None:
             return  # of a call that was taken back

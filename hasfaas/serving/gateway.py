@@ -28,6 +28,7 @@ from hasfaas.serving.views import device_to_proto, function_to_proto
 from hasfaas.wire import bundle as bundles
 from hasfaas.wire.convert import spec_from_proto
 from hasfaas.wire.frames import RawPayload
+from hasfaas.wire.lots import lot
 from hasfaas.wire.payload import blob_bytes
 from hasfaas.wire.status import from_status, to_status, trimmed
 from hasfaas.wire.v1 import functions_pb2 as pb
@@ -158,7 +159,8 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
         writer = asyncio.ensure_future(session.write_to(context))
         try:
             async for request in request_iterator:
-                session.take(request)
+                for frame in request.frames:
+                    session.take(frame)
             # The client has said all that it will, and may still read.
             session.finish()
             await writer
@@ -327,7 +329,7 @@ class _Session:
         self._calls: dict[int, Call] = {}
         self._partial: dict[int, _Partial] = {}
         self._partial_bytes = 0
-        self._out: deque[pb.SessionResponse] = deque()
+        self._out: deque[pb.SessionAnswer] = deque()
         self._some = asyncio.Event()
         self._finishing = False
 
@@ -337,7 +339,7 @@ class _Session:
         out = self._out
         while True:
             while out:
-                await context.write(out.popleft())
+                await context.write(pb.SessionResponse(frames=lot(out)))
             if self._finishing and not self._calls:
                 return
             self._some.clear()
@@ -349,7 +351,7 @@ class _Session:
         self._partial.clear()
         self._some.set()
 
-    def take(self, request: pb.SessionRequest) -> None:
+    def take(self, request: pb.SessionCall) -> None:
         """One frame from the client. What is wrong with it is an answer to that call, never the end of the session."""
         call_id = request.call_id
         match request.WhichOneof("frame"):
@@ -374,7 +376,7 @@ class _Session:
         self._calls.clear()
         self._partial.clear()
 
-    def send(self, response: pb.SessionResponse) -> None:
+    def send(self, response: pb.SessionAnswer) -> None:
         """Queues one frame for the client."""
         self._out.append(response)
         self._some.set()
@@ -388,10 +390,10 @@ class _Session:
             sizes=payload.sizes,
             data=bytes(blob[:CHUNK_BYTES]),
         )
-        self.send(pb.SessionResponse(call_id=call_id, **{field: first}))  # type: ignore[arg-type]
+        self.send(pb.SessionAnswer(call_id=call_id, **{field: first}))  # type: ignore[arg-type]
         for start in range(CHUNK_BYTES, len(blob), CHUNK_BYTES):
             chunk = bytes(blob[start : start + CHUNK_BYTES])
-            self.send(pb.SessionResponse(call_id=call_id, chunk=chunk))
+            self.send(pb.SessionAnswer(call_id=call_id, chunk=chunk))
 
     def ended(self, call_id: int) -> None:
         """The call has answered."""
@@ -440,7 +442,7 @@ class _Session:
             self._calls[call_id] = call
 
     def _fail(self, call_id: int, exc: HasFaasError) -> None:
-        self.send(pb.SessionResponse(call_id=call_id, error=to_status(exc)))
+        self.send(pb.SessionAnswer(call_id=call_id, error=to_status(exc)))
 
 
 @attrs.define(eq=False)
@@ -457,12 +459,12 @@ class _SessionSink:
 
     def end(self) -> None:
         self.session.ended(self.call_id)
-        self.session.send(pb.SessionResponse(call_id=self.call_id, end=pb.SessionResponse.End()))
+        self.session.send(pb.SessionAnswer(call_id=self.call_id, end=pb.SessionAnswer.End()))
 
     def error(self, status: bytes) -> None:
         self.session.ended(self.call_id)
         message = status_pb2.Status.FromString(status)
-        self.session.send(pb.SessionResponse(call_id=self.call_id, error=message))
+        self.session.send(pb.SessionAnswer(call_id=self.call_id, error=message))
 
 
 def _kind(word: str) -> Kind:

@@ -95,6 +95,18 @@ class InvokeStreamResponse(_message.Message):
     def __init__(self, item: _Optional[_Union[_payload_pb2.Payload, _Mapping]] = ...) -> None: ...
 
 class SessionRequest(_message.Message):
+    __slots__ = ("frames",)
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    frames: _containers.RepeatedCompositeFieldContainer[SessionCall]
+    def __init__(self, frames: _Optional[_Iterable[_Union[SessionCall, _Mapping]]] = ...) -> None: ...
+
+class SessionResponse(_message.Message):
+    __slots__ = ("frames",)
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    frames: _containers.RepeatedCompositeFieldContainer[SessionAnswer]
+    def __init__(self, frames: _Optional[_Iterable[_Union[SessionAnswer, _Mapping]]] = ...) -> None: ...
+
+class SessionCall(_message.Message):
     __slots__ = ("call_id", "start", "chunk", "cancel", "credit")
     class Cancel(_message.Message):
         __slots__ = ()
@@ -112,11 +124,11 @@ class SessionRequest(_message.Message):
     call_id: int
     start: InvokeRequest
     chunk: bytes
-    cancel: SessionRequest.Cancel
-    credit: SessionRequest.Credit
-    def __init__(self, call_id: _Optional[int] = ..., start: _Optional[_Union[InvokeRequest, _Mapping]] = ..., chunk: _Optional[bytes] = ..., cancel: _Optional[_Union[SessionRequest.Cancel, _Mapping]] = ..., credit: _Optional[_Union[SessionRequest.Credit, _Mapping]] = ...) -> None: ...
+    cancel: SessionCall.Cancel
+    credit: SessionCall.Credit
+    def __init__(self, call_id: _Optional[int] = ..., start: _Optional[_Union[InvokeRequest, _Mapping]] = ..., chunk: _Optional[bytes] = ..., cancel: _Optional[_Union[SessionCall.Cancel, _Mapping]] = ..., credit: _Optional[_Union[SessionCall.Credit, _Mapping]] = ...) -> None: ...
 
-class SessionResponse(_message.Message):
+class SessionAnswer(_message.Message):
     __slots__ = ("call_id", "result", "item", "chunk", "end", "error")
     class End(_message.Message):
         __slots__ = ()
@@ -131,9 +143,9 @@ class SessionResponse(_message.Message):
     result: _payload_pb2.Payload
     item: _payload_pb2.Payload
     chunk: bytes
-    end: SessionResponse.End
+    end: SessionAnswer.End
     error: _status_pb2.Status
-    def __init__(self, call_id: _Optional[int] = ..., result: _Optional[_Union[_payload_pb2.Payload, _Mapping]] = ..., item: _Optional[_Union[_payload_pb2.Payload, _Mapping]] = ..., chunk: _Optional[bytes] = ..., end: _Optional[_Union[SessionResponse.End, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+    def __init__(self, call_id: _Optional[int] = ..., result: _Optional[_Union[_payload_pb2.Payload, _Mapping]] = ..., item: _Optional[_Union[_payload_pb2.Payload, _Mapping]] = ..., chunk: _Optional[bytes] = ..., end: _Optional[_Union[SessionAnswer.End, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
 
 class ListFunctionsRequest(_message.Message):
     __slots__ = ("name",)
