@@ -105,7 +105,7 @@ async def serve_echo(address: str) -> None:
             await context.write(message)
 
     server = grpc.aio.server(options=UNLIMITED)
-    handler = grpc.stream_stream_rpc_method_handler(echo, _same, _same)  # type: ignore[arg-type]
+    handler = grpc.stream_stream_rpc_method_handler(echo, _same, _same)
     service, method = ECHO_METHOD.strip("/").split("/")
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
     server.add_insecure_port(address)
@@ -199,7 +199,9 @@ def report(found: dict[tuple[str, int], dict[str, list[Measured]]], sync: list[M
     for (name, callers), row in found.items():
         for system, runs in row.items():
             p50, rps = spread([m.p50_us for m in runs]), spread([m.rps for m in runs])
-            print(f"{name:>7} x {callers:<3} {system:<8} p50 {p50}   p99 {spread([m.p99_us for m in runs])}   rps {rps}")
+            print(
+                f"{name:>7} x {callers:<3} {system:<8} p50 {p50}   p99 {spread([m.p99_us for m in runs])}   rps {rps}"
+            )
     print(f"  100 B x 1   .remote  p50 {spread([m.p50_us for m in sync])}   rps {spread([m.rps for m in sync])}")
     keys = {
         "p50_over_echo": ratio(found["100 B", 1], "p50_us"),

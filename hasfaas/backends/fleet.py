@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from google.rpc import status_pb2
 
 from hasfaas.core.errors import (
     BackendError,
+    ConflictError,
     HasFaasError,
     IncompatibleError,
     InvalidRequestError,
@@ -44,6 +45,7 @@ KEPT_LOGS = 20
 class _Member:
     """A replica, from its start to its end."""
 
+    deployed: _Deployed
     record: FunctionRecord
     want: Want
     process: Replica
@@ -64,6 +66,10 @@ class _Deployed:
     logs: list[tuple[str, Path]] = attrs.field(factory=list)
 
 
+class _SupersededError(ConflictError):
+    """A start came to nothing since its version is no longer the one that serves."""
+
+
 class Fleet:
     """Control (serving/ports.py) over one node agent."""
 
@@ -82,6 +88,8 @@ class Fleet:
         self._start_timeout_s = start_timeout_s
         self._drain_timeout_s = drain_timeout_s
         self._functions: dict[str, _Deployed] = {}
+        # All that live; those of deleted functions too, while they finish.
+        self._members: dict[str, _Member] = {}
         self._tasks: set[asyncio.Task[object]] = set()
         self._stopping = False
         self.router = Router(max_queue=max_queue, demand=self.need, now_s=time.monotonic)
@@ -99,8 +107,7 @@ class Fleet:
     async def stop(self) -> None:
         """Drains every replica, then ends them all."""
         self._stopping = True
-        members = [m for f in self._functions.values() for m in f.members.values()]
-        await asyncio.gather(*(self._retire(member) for member in members), return_exceptions=True)
+        await asyncio.gather(*(self._retire(member) for member in list(self._members.values())), return_exceptions=True)
         for task in list(self._tasks):
             task.cancel()
         await self.agent.stop()
@@ -114,9 +121,9 @@ class Fleet:
         if differences:
             lines = "".join(f"\n  - {line}" for line in differences)
             raise IncompatibleError(f"{record.name} cannot be loaded by {record.python}:{lines}")
-        deployed = self._functions.get(record.name)
-        if deployed is None:
-            deployed = self._adopt(record)
+        known = self._functions.get(record.name)
+        before = known.record if known else None
+        deployed = known or self._adopt(record)
         old = [m for m in deployed.members.values() if m.record.version != record.version]
         deployed.record = record
         deployed.failure, deployed.failures, deployed.retry_at_s = None, 0, 0.0
@@ -125,14 +132,21 @@ class Fleet:
             if warm or old:
                 await self._warm(deployed)
         except HasFaasError:
-            if old:
-                deployed.record = old[0].record
-                self.router.set_function(record.name, deployed.record.spec, streams=deployed.record.kind.streams)
-            else:
-                self._forget(record.name)
+            self._undo_deploy(deployed, before)
             raise
         await asyncio.gather(*(self._retire(member) for member in old))
         self._ensure(record.name)
+
+    def _undo_deploy(self, deployed: _Deployed, before: FunctionRecord | None) -> None:
+        """What cannot start is not left as deployed, and what was deployed before still is."""
+        name = deployed.record.name
+        if self._functions.get(name) is not deployed:
+            return  # deleted meanwhile
+        if before is None:
+            self._forget(name)
+        else:
+            deployed.record, deployed.failure = before, None
+            self.router.set_function(name, before.spec, streams=before.kind.streams)
 
     async def delete(self, name: str) -> None:
         deployed = self._functions.get(name)
@@ -233,12 +247,14 @@ class Fleet:
             return
         live = sum(1 for m in deployed.members.values() if m.state is ReplicaState.READY)
         for _ in range(deployed.wanted - live - deployed.starting):
-            self._spawn(self._start_quietly(deployed))
+            self._spawn(self._start_quietly(deployed, self._start_member(deployed)))
 
-    async def _start_quietly(self, deployed: _Deployed) -> None:
+    async def _start_quietly(self, deployed: _Deployed, start: Awaitable[_Member]) -> None:
         name = deployed.record.name
         try:
-            await self._start_member(deployed)
+            await start
+        except _SupersededError:
+            self._ensure(name)
         except HasFaasError as exc:
             log.warning("%s: no replica: %s", name, exc)
             if not any(m.state is ReplicaState.READY for m in deployed.members.values()):
@@ -251,13 +267,20 @@ class Fleet:
             deployed.wanted = max(1, deployed.wanted)
             await self._start_member(deployed)
 
-    async def _start_member(self, deployed: _Deployed, want: Want | None = None) -> _Member:
+    def _start_member(self, deployed: _Deployed, want: Want | None = None) -> Awaitable[_Member]:
+        """A start that counts from now on, and not only from when it is awaited: who looks meanwhile starts no other."""
         deployed.starting += 1
+        return self._started(deployed, want or _want(deployed.record), deployed.record)
+
+    async def _started(self, deployed: _Deployed, want: Want, record: FunctionRecord) -> _Member:
         try:
-            member = await self._launch(deployed, want or _want(deployed.record))
+            member = await self._launch(deployed, want, record)
             deployed.failure, deployed.failures = None, 0
             return member
         except Exception as cause:
+            if not self._is_current(deployed, record):
+                why = f"{record.name}: deployed anew, or deleted, while a replica was starting"
+                raise _SupersededError(why) from cause
             exc = cause if isinstance(cause, HasFaasError) else _own_failure(deployed, cause)
             deployed.failures += 1
             deployed.failure = exc
@@ -267,8 +290,11 @@ class Fleet:
         finally:
             deployed.starting -= 1
 
-    async def _launch(self, deployed: _Deployed, want: Want) -> _Member:
-        record = deployed.record
+    def _is_current(self, deployed: _Deployed, record: FunctionRecord) -> bool:
+        """Whether a replica of `record` may still serve: the name stands for the same function and version."""
+        return self._functions.get(record.name) is deployed and deployed.record.version == record.version
+
+    async def _launch(self, deployed: _Deployed, want: Want, record: FunctionRecord) -> _Member:
         process = await self.agent.add(
             ReplicaRequest(
                 function=record.name,
@@ -282,8 +308,8 @@ class Fleet:
             )
         )
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        member = _Member(record, want, process, ready)
-        deployed.members[process.replica_id] = member
+        member = _Member(deployed, record, want, process, ready)
+        deployed.members[process.replica_id] = self._members[process.replica_id] = member
         deployed.logs = [*deployed.logs, (process.replica_id, process.log)][-KEPT_LOGS:]
         member.channel = await ReplicaChannel.open(process.socket, _Events(self, member))
         try:
@@ -301,7 +327,11 @@ class Fleet:
 
     def became_ready(self, member: _Member) -> None:
         """The replica has loaded its function."""
-        if member.state is ReplicaState.STARTING and member.channel is not None:
+        if member.state is not ReplicaState.STARTING or member.channel is None:
+            return
+        if not self._is_current(member.deployed, member.record):
+            self._spawn(self._retire(member))
+        else:
             member.state = move(member.state, ReplicaState.READY)
             quota = self.agent.quota_percent(member.process.replica_id)
             self.router.attach(member.record.name, member.process.replica_id, member.channel, quota)
@@ -316,18 +346,18 @@ class Fleet:
                 member.ready.set_exception(from_status(status_pb2.Status.FromString(status)))
 
     def channel_lost(self, member: _Member) -> None:
-        """The replica's socket closed: it died, or ended as told."""
-        self.router.detach(member.process.replica_id, "died")
+        """The replica's socket closed: it died, or ended as told. What it held is settled once it is known how."""
+        self.router.hold(member.process.replica_id)
         self.agent.kill(member.process.replica_id)
 
     def _exited(self, process: Replica) -> None:
         name = process.request.function
-        deployed = self._functions.get(name)
-        member = deployed.members.pop(process.replica_id, None) if deployed else None
+        member = self._members.pop(process.replica_id, None)
         how = "ended" if process.exit_code == 0 else f"died ({_cause(process.exit_code)})"
         self.router.detach(process.replica_id, how)
         if member is None:
             return
+        del member.deployed.members[process.replica_id]
         expected = member.state in (ReplicaState.DRAINING, ReplicaState.FAILED)
         if member.channel is not None:
             member.channel.close()

@@ -11,6 +11,7 @@ from hasfaas.core.errors import InvalidRequestError
 
 DEFAULT_MEMORY_BYTES = 2 * 2**30
 DEFAULT_TIMEOUT_S = 60.0
+MAX_NAME_BYTES = 160
 MOST_REPLICAS = 10_000
 
 
@@ -40,6 +41,20 @@ def _is_whole(value: object) -> bool:
 
 def _bad(name: str, value: object, cure: str) -> InvalidRequestError:
     return InvalidRequestError(f"{name}={value!r}: {cure}", reason="BAD_OPTION")
+
+
+def check_name(name: object) -> str:
+    """The name of a function, which is also a part of file names. Raises InvalidRequestError that says what it may be."""
+    if (
+        not isinstance(name, str)
+        or not name.isprintable()
+        or not (name[:1].isalnum() or name[:1] == "_")
+        or len(name.encode()) > MAX_NAME_BYTES
+        or any(bad in name for bad in "/\\")
+    ):
+        cure = f"give up to {MAX_NAME_BYTES} printable characters without / and \\, a letter, a digit or _ first"
+        raise _bad("name", name, cure)
+    return name
 
 
 @attrs.frozen

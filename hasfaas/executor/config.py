@@ -1,4 +1,6 @@
-"""What a replica process is told when it is forked. JSON on the zygote's control socket, a value on both sides."""
+"""What a replica process is told when it is forked. JSON on the zygote's control socket, a value on both
+sides.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from hasfaas.devices.base import DeviceSlice
 
 @attrs.frozen
 class ReplicaConfig:
-    """Everything one replica needs to start. Paths are of this machine; `slot` is its place in the token table."""
+    """Everything one replica needs to start. Paths are of this machine; `slot` is its place in the token
+    table.
+    """
 
     replica_id: str
     function: str

@@ -81,8 +81,8 @@ class Calibration:
     def begin(self) -> None:
         """Says that a new invocation starts.
 
-        A module that one invocation calls again and again gets a gate of its own, however short it is. Without
-        this, each call of a module counts as an invocation.
+        A module that one invocation calls again and again gets a gate of its own, however short it is.
+        Without this, each call of a module counts as an invocation.
         """
         self._invocation += 1
 

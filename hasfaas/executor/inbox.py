@@ -1,9 +1,10 @@
 """A replica's socket, from the replica's side: blocking reads between executions, vectored writes.
 
-There is no reader thread: while the user's code runs, frames wait in the socket. Before each execution everything that has
-arrived is read, so that a cancellation overtakes the work it cancels.
+There is no reader thread: while the user's code runs, frames wait in the socket. Before each execution
+everything that has arrived is read, so that a cancellation overtakes the work it cancels.
 
-Law: every call that arrived is answered, a cancelled one too, since its place in this replica is taken until then.
+Law: every call that arrived is answered, a cancelled one too, since its place in this replica is taken until
+then.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Inbox:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._reader = FrameReader()
+        self._reader = FrameReader(frames.MAX_BATCH_HEAD_BYTES)
         self._work: deque[Execution] = deque()
         # Calls that have arrived and not been answered: news of others comes too late and is dropped.
         self._open: set[int] = set()
@@ -58,7 +59,8 @@ class Inbox:
         self._poll.register(sock, select.POLLIN)
 
     def next(self) -> Execution | None:
-        """Blocks for the next execution; None when we are asked to end. Raises Closed when the gateway has gone.
+        """Blocks for the next execution; None when we are asked to end. Raises Closed when the gateway has
+        gone.
 
         Cancelled calls are left out, and answered here; an execution of which nothing is left is skipped.
         """

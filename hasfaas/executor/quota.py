@@ -53,11 +53,14 @@ LEGAL: Mapping[SlotState, frozenset[SlotState]] = {
 class Slot(Protocol):
     """One replica's account. `borrowed` marks a lease on time that nobody was entitled to, `lend` who may
     have one.
+
+    `carry` is the part of a nanosecond, in ppm, that was earned and is not in the tokens yet.
     """
 
     state: int
     quota_ppm: int
     tokens_ns: int
+    carry: int
     stamp_ns: int
     lease_start_ns: int
     lease_end_ns: int
@@ -166,9 +169,10 @@ def refresh(slot: Slot, now_ns: int, timing: Timing) -> None:
     if state == SlotState.WAIT:
         slot.wait_ns += dt
         slot.throttled_ns += min(dt, shortfall_ns(slot, timing))
-    earned = quota * dt // PPM
+    earned, carry = divmod(quota * dt + slot.carry, PPM)
     limit = cap(quota, timing) * (1 if state == SlotState.IDLE else 2)
     slot.stamp_ns = now_ns
+    slot.carry = carry
     slot.granted_ns += earned
     if state == SlotState.RUN:
         earned = 0 if slot.borrowed else earned - dt

@@ -1,8 +1,8 @@
 """One replica: takes executions from its socket, runs the user's code inside its lease, and answers.
 
-Law: nothing the user's code does or raises ends the loop, but for the process dying. Payloads are decoded here and
-nowhere else on the server's side. The lease covers device work only; it is kept between executions while work waits, unless
-host hooks or large payloads would idle the lane.
+Law: nothing the user's code does or raises ends the loop, but for the process dying. Payloads are decoded
+here and nowhere else on the server's side. The lease covers device work only; it is kept between executions
+while work waits, unless host hooks or large payloads would idle the lane.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ EXIT_START_FAILED = 3
 
 
 def main(config: ReplicaConfig, sock: socket.socket, life_fd: int) -> NoReturn:
-    """Runs a replica to its end and exits the process: 0 when told to end, 3 when the function could not start, 1 when
-    this code failed (its traceback is in the log)."""
+    """Runs a replica to its end and exits the process: 0 when told to end, 3 when the function could not
+    start, 1 when this code failed (its traceback is in the log)."""
     threading.Thread(target=_watch_agent, args=(life_fd,), name="agent-watch", daemon=True).start()
     inbox = Inbox(sock)
     code = 0
@@ -131,7 +131,9 @@ class _UserFailure(Exception):  # noqa: N818 - a carrier
 
 @contextlib.contextmanager
 def _users_code() -> Iterator[None]:
-    """Whatever is raised inside is the user's, SystemExit and its like too: it fails one call, and never the loop."""
+    """Whatever is raised inside is the user's, SystemExit and its like too: it fails one call, and never the
+    loop.
+    """
     try:
         yield
     except BaseException as exc:
@@ -159,8 +161,8 @@ class Replica:
     calibrated_batch: int = 1
 
     def warm_up(self, example: Callable[[int], Any]) -> None:
-        """Runs the device part on the user's example until the gates are placed, so that no caller pays for it. The
-        example's arguments are those of a full batch, stacked already."""
+        """Runs the device part on the user's example until the gates are placed, so that no caller pays for
+        it. The example's arguments are those of a full batch, stacked already."""
         batch = self.config.batch_max or 1
         for _ in range(gates.PROFILED_CALLS):
             with _users_code():
@@ -222,8 +224,8 @@ class Replica:
             return self.target.decoded(given)
 
     def _run_group(self, calls: list[Arguments], *, batched: bool) -> list[Any]:
-        """One outcome a call, `_Failed` where it raised. A batch that raises is run again call by call: a bad item fails
-        alone, and the others do not pay for it."""
+        """One outcome a call, `_Failed` where it raised. A batch that raises is run again call by call: a bad
+        item fails alone, and the others do not pay for it."""
         self.lease.acquire()
         self._recalibrate(len(calls) if batched else 1)
         self.calibration.begin()
@@ -239,7 +241,9 @@ class Replica:
         return outcomes
 
     def _recalibrate(self, batch: int) -> None:
-        """Gates placed for a small batch lie too far apart in a large one: at each doubling they are placed anew."""
+        """Gates placed for a small batch lie too far apart in a large one: at each doubling they are placed
+        anew.
+        """
         if batch >= 2 * self.calibrated_batch:
             self.calibrated_batch = batch
             self.calibration.watch(self.modules)
@@ -270,7 +274,9 @@ class Replica:
         self.inbox.send(pieces)
 
     def _send_items(self, call_id: int, given: Arguments) -> None:
-        """Each item is made inside the lease. Without credit the lane is given up until the reader has caught up."""
+        """Each item is made inside the lease. Without credit the lane is given up until the reader has caught
+        up.
+        """
         self.lease.acquire()
         with _users_code():
             items = self.target.items(given)
@@ -305,7 +311,9 @@ class Replica:
 
 
 def is_own(exc: BaseException) -> bool:
-    """Whether this is an error that hasfaas raised by itself, rather than the user's code here or in a nested call."""
+    """Whether this is an error that hasfaas raised by itself, rather than the user's code here or in a nested
+    call.
+    """
     if not isinstance(exc, HasFaasError) or isinstance(exc, FunctionError):
         return False
     frame = exc.__traceback__
@@ -347,7 +355,9 @@ def _is_memory_error(exc: BaseException) -> bool:
 
 
 def _set_memory_wall(limit_bytes: int) -> None:
-    """RLIMIT_DATA = what this process has mapped so far (the interpreter, torch) + what the function was granted."""
+    """RLIMIT_DATA = what this process has mapped so far (the interpreter, torch) + what the function was
+    granted.
+    """
     with Path("/proc/self/status").open() as status:
         baseline_kib = next(int(line.split()[1]) for line in status if line.startswith("VmData:"))
     wall = baseline_kib * 1024 + limit_bytes

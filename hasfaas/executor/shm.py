@@ -201,7 +201,7 @@ def alive(pid: int, started: int) -> bool:
 # -- views ---------------------------------------------------------------------------------------------------
 
 SLOT_FIELDS = (
-    *("state", "lane", "quota_ppm", "lend", "borrowed", "tokens_ns", "stamp_ns", "v_ns"),
+    *("state", "lane", "quota_ppm", "lend", "borrowed", "tokens_ns", "carry", "stamp_ns", "v_ns"),
     *("lease_start_ns", "lease_end_ns", "taken_ns", "grants"),
     *("granted_ns", "used_ns", "wait_ns", "throttled_ns", "overrun_ns", "lent_ns"),
     *("generation", "acknowledged", "acknowledged_ns"),
@@ -240,6 +240,7 @@ class SlotView(View):
         lane: int
         quota_ppm: int
         tokens_ns: int
+        carry: int
         stamp_ns: int
         lease_start_ns: int
         lease_end_ns: int

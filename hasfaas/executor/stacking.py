@@ -1,7 +1,7 @@
 """The contract of `batch=`: array arguments are stacked on a new axis 0, the result is split on axis 0.
 
-Calls whose arrays differ in shape or type, or whose other arguments differ, cannot share an execution and form groups of
-their own; so a misshapen argument fails alone.
+Calls whose arrays differ in shape or type, or whose other arguments differ, cannot share an execution and
+form groups of their own; so a misshapen argument fails alone.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ def is_array(value: object) -> bool:
 
 
 def signature(call: Arguments) -> tuple[object, ...]:
-    """Calls with equal signatures may be stacked. Arrays count by type, shape and dtype; other arguments by their encoded
-    bytes, so that what is equal here is the same value. (A text would not do: numpy's abbreviates.)"""
+    """Calls with equal signatures may be stacked. Arrays count by type, shape and dtype; other arguments by
+    their encoded bytes, so that what is equal here is the same value. (A text would not do: numpy's
+    abbreviates.)"""
     named = [(None, value) for value in call.args] + sorted(call.kwargs.items())
     return tuple((key, type(value), *_identity(value)) for key, value in named)
 

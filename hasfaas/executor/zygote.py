@@ -1,7 +1,9 @@
-"""The parent of replicas: an interpreter with the heavy imports done, one thread, no CUDA, no gRPC, that only forks.
+"""The parent of replicas: an interpreter with the heavy imports done, one thread, no CUDA, no gRPC, that only
+forks.
 
-Run with the function's own interpreter as `python -m hasfaas.executor.zygote FD PRELOAD`. FD is a SOCK_SEQPACKET socket to
-the node agent; each message is one JSON object. It ends when the agent closes its end, however that happens.
+Run with the function's own interpreter as `python -m hasfaas.executor.zygote FD PRELOAD`. FD is a
+SOCK_SEQPACKET socket to the node agent; each message is one JSON object. It ends when the agent closes its
+end, however that happens.
 
 Law: exactly one thread. A parent that ever ran a two-thread operation makes two-thread children hang.
 """

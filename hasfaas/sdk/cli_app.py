@@ -109,7 +109,8 @@ def _reraise(exc: BaseException, file: Path) -> None:
         raise exc
     if isinstance(exc, SystemExit):
         raise ImportFailedError(
-            f'{file} ended by sys.exit({exc.code!r}) while it was imported; put that below `if __name__ == "__main__":`'
+            f"hasfaas: {file} ended by sys.exit({exc.code!r}) while it was imported; "
+            'put that below `if __name__ == "__main__":`'
         ) from exc
     raised_by = exc.__traceback__
     while raised_by is not None and raised_by.tb_frame.f_code.co_filename != str(file):

@@ -108,7 +108,7 @@ def _show_functions(found: pb.GetStatusResponse) -> None:
             ">calls",
             ">failed",
             ">SLO met %",
-            "size",
+            "sizing",
         ],
         [_function_row(function) for function in found.functions],
     )

@@ -83,8 +83,8 @@ def _of_file(shell: Shell, reference: Reference, given: Given, timeout_s: float 
     return Prepared(
         function.name,
         function.kind.streams,
-        lambda: client.call(function.deployable, payload, allowed_s),
-        lambda: client.stream(function.deployable, payload, allowed_s),
+        lambda: client.call(function, payload, allowed_s),
+        lambda: client.stream(function, payload, allowed_s),
     )
 
 

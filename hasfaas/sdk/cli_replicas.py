@@ -24,7 +24,7 @@ COLUMNS = (
     "state",
     "device",
     ">lane",
-    ">SM % asked/granted",
+    ">SM %",
     ">quota %",
     ">used %",
     ">throttled",
@@ -54,8 +54,8 @@ OF_USAGE = ("granted_ns", "used_ns", "throttled_ns", "wait_ns", "overrun_ns", "l
 def ps(shell: Shell, interval_s: float, as_json: bool) -> None:
     """Shows a row for each replica: what it holds of its device, and what it takes. Also functions that have none.
 
-    "used" is the share of its lane's time that a replica held during the interval. "throttled" and "overrun" count from
-    the replica's start.
+    "SM %" is what was asked for and what was granted. "used" is the share of its lane's time that a replica held during
+    the interval. "throttled" and "overrun" count from the replica's start.
     """
     shell.running()
     before = after = _list(shell)

@@ -93,7 +93,10 @@ class Output:
 
 
 def _key(key: object) -> str:
-    return key if isinstance(key, str) else json.dumps(key) if isinstance(key, (int, float)) else repr(key)
+    """As JSON writes a key that is a scalar; by repr what JSON has no key for."""
+    if isinstance(key, str):
+        return key
+    return json.dumps(key) if key is None or isinstance(key, (int, float)) else repr(key)
 
 
 def as_array(value: Any) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import click
 
-# A line that no table of ours fills: what is not a terminal gets every cell whole, so that grep finds it.
+# Wider than any table of ours: a cell is never cut, neither for a narrow terminal nor for grep.
 UNCUT_COLUMNS = 10_000
 DURATIONS = ((3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
 SIZES = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
@@ -20,21 +20,19 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
-    """A table, fitted to the terminal where there is one. A column whose name starts with ">" is right-aligned."""
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table, one line a row. A column whose name starts with ">" is right-aligned."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else UNCUT_COLUMNS)
+    console = Console(file=sys.stdout, width=UNCUT_COLUMNS)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in columns:
         right = name.startswith(">")
-        table.add_column(Text(name.removeprefix(">")), justify="right" if right else "left", no_wrap=right)
+        table.add_column(Text(name.removeprefix(">")), justify="right" if right else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    if title:
-        console.print(Text(title, style="bold"))
     console.print(table)
 
 

@@ -21,7 +21,7 @@ from hasfaas.core.signing import load_or_create_key, sign
 from hasfaas.core.spec import FunctionSpec
 from hasfaas.sdk.backends import Backend, Endpoint, find_backend
 from hasfaas.sdk.call import as_raised
-from hasfaas.sdk.session import Request, Session, error_of
+from hasfaas.sdk.session import GATEWAY_LOST, Request, Session, error_of
 from hasfaas.wire import payload as payloads
 from hasfaas.wire.convert import spec_to_proto
 from hasfaas.wire.payload import Payload
@@ -44,7 +44,7 @@ class Deployable:
 
 
 class Source(Protocol):
-    """What can be deployed: `built` is its deployable form once that has been made."""
+    """What can make its bundle: a decorated function. `built` is what it made, None before."""
 
     @property
     def built(self) -> Deployable | None: ...
@@ -90,8 +90,11 @@ class Client:
 
     # -- calls -------------------------------------------------------------------------------------------------------
 
-    async def call(self, source: Source, arguments: Payload, timeout_s: float) -> Any:
-        """Calls a function, deploying it first if this process has not. Raises what the function raised."""
+    async def call(self, source: Source, arguments: Payload, timeout_s: float | None = None) -> Any:
+        """Calls a function, deploying it first if this process has not. Raises what the function raised.
+
+        None leaves the time to the function's own `timeout_s`.
+        """
         answer = await self._call(source, arguments, timeout_s)
         return payloads.decode(answer, allow_pickle=self._trusted)
 
@@ -104,17 +107,18 @@ class Client:
             raise as_raised(exc, trusted=self._trusted) from None
         return payloads.decode(answer, allow_pickle=self._trusted)
 
-    async def _call(self, source: Source, arguments: Payload, timeout_s: float) -> Payload:
-        give_up_s = time.monotonic() + timeout_s
+    async def _call(self, source: Source, arguments: Payload, timeout_s: float | None) -> Payload:
+        function = await self._built(source)
+        give_up_s = time.monotonic() + (timeout_s or function.spec.timeout_s)
         delay_s = FIRST_RETRY_S
-        redeployed = False
+        sent = redeployed = False
         while True:
-            function = await self._ensure_deployed(source)
-            left_s = give_up_s - time.monotonic()
-            request = Request(function.name, function.version, arguments, max(0.001, left_s))
             try:
+                await self._ensure_deployed(function)
                 session = await self.session()
-                return await session.call(request)
+                left_s = max(0.001, give_up_s - time.monotonic())
+                sent = True
+                return await session.call(Request(function.name, function.version, arguments, left_s))
             except NotFoundError:
                 # Somebody deleted it, or the gateway's store is new: deploy once more, then believe the answer.
                 self._deployed.pop(function.name, None)
@@ -122,8 +126,9 @@ class Client:
                     raise
                 redeployed = True
             except UnavailableError as exc:
-                lost = exc.reason == "GATEWAY_LOST"
-                if not (lost and function.spec.idempotent) or time.monotonic() + delay_s > give_up_s:
+                # What was not sent yet did not run, so it may always go to the next gateway.
+                again = exc.reason == GATEWAY_LOST and (function.spec.idempotent or not sent)
+                if not again or time.monotonic() + delay_s > give_up_s:
                     raise
                 await asyncio.sleep(delay_s)
                 delay_s = min(LONGEST_RETRY_S, 2 * delay_s)
@@ -131,13 +136,14 @@ class Client:
                 raise as_raised(exc, trusted=self._trusted) from None
 
     async def stream(
-        self, source: Source, arguments: Payload, timeout_s: float
+        self, source: Source, arguments: Payload, timeout_s: float | None = None
     ) -> AsyncGenerator[Any, None]:
         """The items of a generator function, deployed first if this process has not. Closing it takes the call back."""
         begun = False
-        function = await self._ensure_deployed(source)
+        function = await self._built(source)
+        request = Request(function.name, function.version, arguments, timeout_s or function.spec.timeout_s)
         for attempt in (1, 2):
-            request = Request(function.name, function.version, arguments, timeout_s)
+            await self._ensure_deployed(function)
             try:
                 async with contextlib.aclosing(self._items(request)) as items:
                     async for item in items:
@@ -149,7 +155,6 @@ class Client:
                 self._deployed.pop(function.name, None)
                 if begun or attempt == 2:
                     raise
-                function = await self._ensure_deployed(source)
 
     async def stream_named(self, name: str, arguments: Payload, timeout_s: float) -> AsyncGenerator[Any, None]:
         """The items of whatever version of `name` is deployed."""
@@ -215,11 +220,22 @@ class Client:
         except grpc.aio.AioRpcError as exc:
             raise as_raised(error_of(exc), trusted=self._trusted) from None
 
-    async def _ensure_deployed(self, source: Source) -> Deployable:
-        function = source.built or await asyncio.to_thread(source.deployable)
-        if self._deployed.get(function.name) != function.version:
-            await self.deploy(function, warm=False)
-        return function
+    async def _built(self, source: Source) -> Deployable:
+        built = source.built
+        # Building reads files and hashes, so it leaves the loop alone.
+        return built if built is not None else await asyncio.to_thread(source.deployable)
+
+    async def _ensure_deployed(self, function: Deployable) -> None:
+        """Calls that start together deploy together."""
+        if self._deployed.get(function.name) == function.version:
+            return
+        under_way = (await self.session()).deploys
+        key = (function.name, function.version)
+        task = under_way.get(key)
+        if task is None:
+            task = under_way[key] = asyncio.ensure_future(self.deploy(function, warm=False))
+            task.add_done_callback(lambda done: _forget(under_way, key, done))
+        await asyncio.shield(task)
 
     # -- connections -------------------------------------------------------------------------------------------------
 
@@ -256,6 +272,12 @@ class Client:
         session = self._sessions.pop(asyncio.get_running_loop(), None)
         if session is not None:
             await session.close()
+
+
+def _forget(under_way: dict[tuple[str, str], asyncio.Task[Any]], key: tuple[str, str], done: asyncio.Task[Any]) -> None:
+    del under_way[key]
+    if not done.cancelled():
+        done.exception()  # all who waited for it may have left: then nobody asks
 
 
 _default: list[Client] = []

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import difflib
 import inspect
 import itertools
 import queue
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Generic, Never, ParamSpec, Protocol, TypeVar, overload
 
 import attrs
 
 from hasfaas.core.errors import CancelledError, DeadlineError, InvalidRequestError
 from hasfaas.core.memory import parse_memory
-from hasfaas.core.spec import DEFAULT_MEMORY_BYTES, DEFAULT_TIMEOUT_S, Batch, FunctionSpec, Kind
+from hasfaas.core.spec import DEFAULT_MEMORY_BYTES, DEFAULT_TIMEOUT_S, Batch, FunctionSpec, Kind, check_name
 from hasfaas.sdk.client import Client, Deployable, default_client
 from hasfaas.wire.payload import Payload, encode_arguments
 from hasfaas.wire.v1 import functions_pb2 as pb
@@ -70,7 +71,7 @@ class Remote(Generic[P]):
 
         self.target = target_of(target)
         self.spec = spec
-        self.name = name or function_name(target)
+        self.name = check_name(function_name(target) if name is None else name)
         self.example = example
         self._parameters = _signature(target)
         self.built: Deployable | None = None
@@ -181,7 +182,7 @@ class _Calls(Remote[P], Generic[P, R_co]):
                 future.cancel()
 
     async def _call(self, arguments: Payload) -> Any:
-        return await self.client.call(self, arguments, self.spec.timeout_s)
+        return await self.client.call(self, arguments)
 
 
 class Function(_Calls[P, R_co], Generic[P, R_co]):
@@ -223,9 +224,7 @@ class StreamFunction(Remote[P], Generic[P, T_co]):
 
         async def pump() -> None:
             try:
-                async with contextlib.aclosing(
-                    self.client.stream(self, arguments, self.spec.timeout_s)
-                ) as made:
+                async with contextlib.aclosing(self.client.stream(self, arguments)) as made:
                     async for item in made:
                         await room.acquire()
                         items.put((True, item))
@@ -256,7 +255,7 @@ class StreamFunction(Remote[P], Generic[P, T_co]):
     async def astream(self, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T_co]:
         """As `stream`, on the caller's event loop."""
         arguments = self._encode(args, kwargs)
-        async with contextlib.aclosing(self.client.stream(self, arguments, self.spec.timeout_s)) as made:
+        async with contextlib.aclosing(self.client.stream(self, arguments)) as made:
             async for item in made:
                 yield item
 
@@ -293,7 +292,7 @@ class _Decorator:
         from hasfaas.sdk.home import target_of
 
         kind = Kind(kind_of(target_of(target)))
-        if kind is Kind.CLASS and not callable(getattr(target, "__call__", None)):  # noqa: B004 - an own __call__
+        if kind is Kind.CLASS and not any("__call__" in vars(base) for base in target.__mro__):
             raise InvalidRequestError(f"class {target.__qualname__} has no __call__: define what a call runs")
         made: type[Remote[Any]]
         if kind.streams:
@@ -323,6 +322,7 @@ def function(
     timeout_s: float = DEFAULT_TIMEOUT_S,
     example: Callable[[int], Any] | None = None,
     name: str | None = None,
+    **unknown: Never,
 ) -> _Decorator:
     """Declares a function, class or generator that a backend serves.
 
@@ -333,8 +333,12 @@ def function(
 
     Raises InvalidRequestError that names a bad option, its value and the cure.
     """
+    if unknown:
+        raise _unknown_options(unknown)
     if not (isinstance(replicas, tuple) and len(replicas) == 2):
         raise InvalidRequestError(f"replicas={replicas!r}: give (least, most)", reason="BAD_OPTION")
+    if example is not None and not callable(example):
+        raise InvalidRequestError(f"example={example!r}: give a callable(batch) -> arguments", reason="BAD_OPTION")
     spec = FunctionSpec(
         slo_ms=slo_ms,
         slo_percentile=slo_percentile,
@@ -347,6 +351,17 @@ def function(
         timeout_s=timeout_s,
     )
     return _Decorator(spec, name, example)
+
+
+def _unknown_options(unknown: Iterable[str]) -> InvalidRequestError:
+    known = [name for name, one in inspect.signature(function).parameters.items() if one.kind is one.KEYWORD_ONLY]
+    words = []
+    for name in unknown:
+        near = difflib.get_close_matches(name, known, n=1)
+        words.append(f"{name} (did you mean {near[0]}?)" if near else name)
+    return InvalidRequestError(
+        f"@function has no option {', '.join(words)}; its options are {', '.join(known)}", reason="UNKNOWN_OPTION"
+    )
 
 
 def _rebuild(

@@ -21,6 +21,7 @@ from hasfaas.wire.v1 import functions_pb2 as pb
 from hasfaas.wire.v1 import functions_pb2_grpc, payload_pb2
 
 CHUNK_BYTES = 1 << 20
+GATEWAY_LOST = "GATEWAY_LOST"
 # A reader hands credit back in lots, so that a fast stream is not slowed by one frame an item.
 CREDIT_LOT = 8
 # How long beyond its own time a call waits for the gateway to say that the time is over.
@@ -38,6 +39,8 @@ def error_of(exc: grpc.aio.AioRpcError) -> HasFaasError:
     for key, value in metadata:
         if key == STATUS_METADATA_KEY and isinstance(value, bytes):
             return from_status(status_pb2.Status.FromString(value))
+    if exc.code() is grpc.StatusCode.UNAVAILABLE:  # gRPC's own word, not an answer
+        return UnavailableError(f"the gateway cannot be reached: {exc.details()}", reason=GATEWAY_LOST)
     code = exc.code().value[0]
     return from_status(status_pb2.Status(code=code, message=exc.details() or exc.code().name))
 
@@ -76,6 +79,8 @@ class Session:
     def __init__(self, address: str) -> None:
         self.address = address
         self.broken = False
+        # Deployments under way, by name and version, so that calls which need the same one share it.
+        self.deploys: dict[tuple[str, str], asyncio.Task[pb.DeployResponse]] = {}
         self._ids = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
         self._out: deque[pb.SessionCall] = deque()
@@ -141,7 +146,7 @@ class Session:
 
     def _begin(self, request: Request, *, streams: bool) -> tuple[int, _Pending]:
         if self.broken:
-            raise UnavailableError("the session's gateway has gone", reason="GATEWAY_LOST")
+            raise UnavailableError("the session's gateway has gone", reason=GATEWAY_LOST)
         call_id = next(self._ids)
         pending = _Pending(asyncio.Queue(), streams)
         self._pending[call_id] = pending
@@ -190,7 +195,9 @@ class Session:
         except asyncio.CancelledError:
             why = "the session was closed"
         finally:
-            self._break(UnavailableError(why, reason="GATEWAY_LOST"))
+            self._break(UnavailableError(why, reason=GATEWAY_LOST))
+            self._tasks[0].cancel()
+        await self._channel.close(None)
 
     def _break(self, why: UnavailableError) -> None:
         self.broken = True

@@ -20,7 +20,7 @@ from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from hasfaas.core.errors import ConflictError, HasFaasError, InvalidRequestError, NotFoundError
-from hasfaas.core.spec import Kind
+from hasfaas.core.spec import Kind, check_name
 from hasfaas.core.version import VERSION
 from hasfaas.serving.ports import Control, FunctionRecord, Sizing, Store
 from hasfaas.serving.router import Call, Router
@@ -115,6 +115,9 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
         self._window_ms = window_ms
         self._quantum_ms = quantum_ms
         self._started_s = time.monotonic()
+        # One lock a name, kept: a few bytes each.
+        self._changes: dict[str, asyncio.Lock] = {}
+        self._deploying: set[asyncio.Task[pb.DeployResponse]] = set()
         self.sessions = 0
         self.last_used_s = time.monotonic()
 
@@ -192,10 +195,23 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
     # -- functions ---------------------------------------------------------------------------------------------------
 
     async def Deploy(self, request: pb.DeployRequest, context: Context) -> pb.DeployResponse:  # noqa: N802
-        return await _guard(context, self._deploy(request))
+        # A deployer who leaves must not leave a half of it behind, so it goes on to its end.
+        task = asyncio.ensure_future(self._deploy(request))
+        self._deploying.add(task)
+        task.add_done_callback(self._deploying.discard)
+        return await _guard(context, asyncio.shield(task))
 
     async def _deploy(self, request: pb.DeployRequest) -> pb.DeployResponse:
         self.last_used_s = time.monotonic()
+        check_name(request.name)
+        async with self._changing(request.name):
+            return await self._deploy_alone(request)
+
+    def _changing(self, name: str) -> asyncio.Lock:
+        """Held while a function is deployed or scaled: one change after the other."""
+        return self._changes.setdefault(name, asyncio.Lock())
+
+    async def _deploy_alone(self, request: pb.DeployRequest) -> pb.DeployResponse:
         manifest = bundles.read_manifest(request.bundle)
         if (manifest.name, manifest.version) != (request.name, request.version):
             raise InvalidRequestError(
@@ -251,7 +267,10 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
         self, request: pb.ScaleFunctionRequest, context: Context
     ) -> pb.ScaleFunctionResponse:
         async def answer() -> pb.ScaleFunctionResponse:
-            record = self.record(request.name)
+            async with self._changing(self.record(request.name).name):
+                return await scale(self.record(request.name))
+
+        async def scale(record: FunctionRecord) -> pb.ScaleFunctionResponse:
             change = Sizing(
                 quota_percent=request.quota_percent if request.HasField("quota_percent") else None,
                 sm_percent=request.sm_percent if request.HasField("sm_percent") else None,

@@ -204,13 +204,17 @@ class Router:
             replica.quota_percent = quota_percent
             self.pump(self._homes[replica_id].name)
 
+    def hold(self, replica_id: str) -> None:
+        """Sends a replica nothing more."""
+        replica = self._replica(replica_id)
+        if replica is not None:
+            replica.draining = True
+
     async def drain(self, replica_id: str, timeout_s: float) -> bool:
         """Sends a replica nothing more and waits for what it has; whether all of it ended in time."""
+        self.hold(replica_id)
         replica = self._replica(replica_id)
-        if replica is None:
-            return True
-        replica.draining = True
-        if replica.executions:
+        if replica is not None and replica.executions:
             try:
                 await asyncio.wait_for(replica.idle.wait(), timeout_s)
             except TimeoutError:

@@ -17,7 +17,10 @@ import msgpack
 from hasfaas.core.errors import InvalidRequestError
 
 HEADER = struct.Struct("<BxxxIQQ")
-MAX_HEAD_BYTES = 64 * 2**20
+# One payload's head (payload.py bounds it to 64 MiB) with its sizes.
+MAX_HEAD_BYTES = 65 * 2**20
+# Of a batch: many heads in one frame.
+MAX_BATCH_HEAD_BYTES = 2**31
 MAX_BODY_BYTES = 16 * 2**30
 SCRATCH_BYTES = 256 * 1024
 
@@ -142,7 +145,8 @@ def _is_size(value: object) -> bool:
 class FrameReader:
     """Assembles frames from bytes as they come. Raises InvalidRequestError on a header that no peer of ours sends."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_head_bytes: int = MAX_HEAD_BYTES) -> None:
+        self._max_head_bytes = max_head_bytes
         self._scratch = bytearray(SCRATCH_BYTES)
         self._start = 0
         self._end = 0
@@ -191,7 +195,7 @@ class FrameReader:
         if available < HEADER.size:
             return False
         kind, head_len, call_id, body_len = HEADER.unpack_from(self._scratch, self._start)
-        if head_len > MAX_HEAD_BYTES or body_len > MAX_BODY_BYTES:
+        if head_len > self._max_head_bytes or body_len > MAX_BODY_BYTES:
             raise InvalidRequestError(f"a frame announces a head of {head_len} and a body of {body_len} bytes")
         head_end = self._start + HEADER.size + head_len
         if head_end > self._end:

@@ -21,6 +21,8 @@ from hasfaas.wire.tensors import Buffer
 # A cache line, and more than any dtype asks for: tensors can be views wherever the blob itself is aligned.
 ALIGN_BYTES = 64
 _PADDING = bytes(ALIGN_BYTES)
+# A head travels in one message and is parsed at once; buffers have no such limit.
+MAX_HEAD_BYTES = 64 * 2**20
 
 
 class Codec(enum.IntEnum):
@@ -132,9 +134,16 @@ def from_bytes(codec: int, head: bytes, sizes: Sequence[int], blob: Buffer) -> P
 
 def _encode(value: object, roots: Mapping[str, object]) -> Payload:
     try:
-        return Payload(Codec.PLAIN, *encode_plain(value))
+        payload = Payload(Codec.PLAIN, *encode_plain(value))
     except NotPlainError:
-        return Payload(Codec.PICKLE5, *encode_pickled(value, roots))
+        payload = Payload(Codec.PICKLE5, *encode_pickled(value, roots))
+    if len(payload.head) > MAX_HEAD_BYTES:
+        raise SerializationError(
+            f"{', '.join(roots)}: {len(payload.head) >> 20} MiB lie in lists, dicts and objects, and at most "
+            f"{MAX_HEAD_BYTES >> 20} MiB may; send large data as numpy arrays, torch tensors or bytes, which travel beside",
+            reason="PAYLOAD_TOO_LARGE",
+        )
+    return payload
 
 
 def _starts(sizes: Sequence[int]) -> list[int]:

@@ -150,7 +150,7 @@ def from_status(status: status_pb2.Status) -> errors.HasFaasError:
 
 def trimmed(status: status_pb2.Status, most_bytes: int) -> status_pb2.Status:
     """The status in at most so many bytes, for where it travels as a header. What goes first is what a person misses
-    least: the exception's state, then the traceback's outer frames, the notes, and the end of a long text."""
+    least: the exception's state, the end of a long text, the last notes, and the traceback's outer frames."""
     if status.ByteSize() <= most_bytes:
         return status
     part = most_bytes // 8
@@ -162,9 +162,10 @@ def trimmed(status: status_pb2.Status, most_bytes: int) -> status_pb2.Status:
         elif _unpacked(detail, user):
             user.ClearField("state")
             user.message = _shortened(user.message, part)
-            for items in (user.frames, user.notes):
-                while items and user.ByteSize() > 4 * part:
-                    del items[0]
+            while user.notes and sum(len(note.encode()) for note in user.notes) > part:
+                del user.notes[-1]
+            while user.frames and user.ByteSize() > 5 * part:
+                del user.frames[0]
             _pack(kept, user)
     return kept
 

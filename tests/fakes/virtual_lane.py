@@ -28,6 +28,7 @@ class Account:
     state: int = int(SlotState.IDLE)
     quota_ppm: int = 0
     tokens_ns: int = 0
+    carry: int = 0
     stamp_ns: int = 0
     lease_start_ns: int = 0
     lease_end_ns: int = 0
