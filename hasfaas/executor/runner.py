@@ -37,6 +37,7 @@ from hasfaas.executor.target import Target
 from hasfaas.executor.tokens import SlotLease, TokenTable
 from hasfaas.wire import frames, payload
 from hasfaas.wire.frames import FrameKind, RawPayload, WorkItem
+from hasfaas.wire.segments import THRESHOLD_BYTES, Segment, SegmentPool, SegmentReader
 from hasfaas.wire.pickle_path import describe
 from hasfaas.wire.status import is_ours, to_status, user_exception_to_status
 
@@ -53,10 +54,11 @@ def main(config: ReplicaConfig, sock: socket.socket, life_fd: int) -> NoReturn:
     """Runs a replica to its end and exits the process: 0 when told to end, 3 when the function could not
     start, 1 when this code failed (its traceback is in the log)."""
     threading.Thread(target=_watch_agent, args=(life_fd,), name="agent-watch", daemon=True).start()
-    inbox = Inbox(sock)
+    pool = SegmentPool()
+    inbox = Inbox(sock, pool.give_back)
     code = 0
     try:
-        replica = _start(config, inbox)
+        replica = _start(config, inbox, pool)
         if replica is None:
             code = EXIT_START_FAILED
         else:
@@ -67,6 +69,7 @@ def main(config: ReplicaConfig, sock: socket.socket, life_fd: int) -> NoReturn:
         code = EXIT_BROKEN
         traceback.print_exc()
     finally:
+        pool.close()
         _flush()
         os._exit(code)
 
@@ -77,7 +80,7 @@ def _watch_agent(life_fd: int) -> None:
     os._exit(0)
 
 
-def _start(config: ReplicaConfig, inbox: Inbox) -> Replica | None:
+def _start(config: ReplicaConfig, inbox: Inbox, pool: SegmentPool) -> Replica | None:
     began_s = time.monotonic()
     try:
         stream = base.enter(config.part)
@@ -90,7 +93,7 @@ def _start(config: ReplicaConfig, inbox: Inbox) -> Replica | None:
         key = load_or_create_key(Path(config.key_path))
         _set_memory_wall(config.memory_bytes)
         loaded = loader.load(blob, bytes.fromhex(config.signature_hex), key, Path(config.work_dir))
-        replica = _build(config, inbox, lease, stream, loaded)
+        replica = _build(config, inbox, lease, stream, loaded, pool)
         left_s = config.cold_start_s - (time.monotonic() - began_s)
         if left_s > 0.0:
             time.sleep(left_s)
@@ -104,14 +107,19 @@ def _start(config: ReplicaConfig, inbox: Inbox) -> Replica | None:
 
 
 def _build(
-    config: ReplicaConfig, inbox: Inbox, lease: SlotLease, stream: base.Stream, loaded: loader.Loaded
+    config: ReplicaConfig,
+    inbox: Inbox,
+    lease: SlotLease,
+    stream: base.Stream,
+    loaded: loader.Loaded,
+    pool: SegmentPool,
 ) -> Replica:
     with _users_code():
         target = Target.build(Kind(loaded.kind), loaded.target)
     calibration = gates.Calibration(lease.gate)
     modules = gates.find_modules(target.owner, loaded.target)
     calibration.watch(modules)
-    replica = Replica(config, inbox, lease, stream, target, calibration, modules)
+    replica = Replica(config, inbox, lease, stream, target, calibration, modules, pool)
     example: Callable[[int], Any] | None = getattr(loaded.target, "__hasfaas_example__", None)
     if example is not None:
         replica.warm_up(example)
@@ -158,6 +166,8 @@ class Replica:
     target: Target
     calibration: gates.Calibration
     modules: dict[str, nn.Module]
+    pool: SegmentPool
+    reader: SegmentReader = attrs.field(factory=SegmentReader)
     calibrated_batch: int = 1
 
     def warm_up(self, example: Callable[[int], Any]) -> None:
@@ -218,6 +228,8 @@ class Replica:
                 self._answer(calls[index][0], outcome)
 
     def _decoded(self, item: WorkItem, blob: memoryview) -> Arguments:
+        if item.segment:
+            blob = self.reader.view(Segment(item.segment, payload.blob_bytes(item.sizes)))
         received = payload.from_bytes(item.codec, item.head, item.sizes, blob)
         given = Arguments(*payload.decode_arguments(received, allow_pickle=True))
         with _users_code():
@@ -255,11 +267,22 @@ class Replica:
                 raise outcome.error
             with _users_code():
                 value = self.target.encoded(outcome)
-            pieces = frames.pack_payload(FrameKind.RESULT, call_id, encode_raw(value, "result"))
+            pieces = frames.pack_payload(FrameKind.RESULT, call_id, self._encoded(call_id, value, "result"))
         except Exception as exc:
             pieces = frames.pack(FrameKind.ERROR, call_id, body=[_status(exc, self.config)])
         self.inbox.forget(call_id)
         self.inbox.send(pieces)
+
+    def _encoded(self, call_id: int, value: object, name: str) -> RawPayload:
+        """A value as a payload that is only passed on; a large one in a segment where the caller can read it. Raises
+        SerializationError naming what cannot be sent."""
+        made = payload.encode(value, name=name)
+        pieces, nbytes = payload.segments(made), payload.blob_bytes(made.lengths)
+        if nbytes >= THRESHOLD_BYTES and self.inbox.replies_in_segments(call_id):
+            segment = self.pool.write(pieces, nbytes)
+            if segment is not None:
+                return RawPayload(int(made.codec), made.head, made.lengths, (), segment.name)
+        return RawPayload(int(made.codec), made.head, made.lengths, tuple(pieces))
 
     def _stream(self, item: WorkItem, blob: memoryview) -> None:
         call_id = item.call_id
@@ -291,7 +314,7 @@ class Replica:
                     self.lease.release()
                 with _users_code():
                     value = self.target.encoded(value)
-                encoded = encode_raw(value, "item")
+                encoded = self._encoded(call_id, value, "item")
                 self._wait_credit(call_id)
                 self.inbox.send(frames.pack_payload(FrameKind.ITEM, call_id, encoded))
                 if not self.lease.held:
@@ -320,12 +343,6 @@ def is_own(exc: BaseException) -> bool:
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
     return frame is not None and is_ours(frame.tb_frame.f_code.co_filename)
-
-
-def encode_raw(value: object, name: str) -> RawPayload:
-    """A value as a payload that is only passed on. Raises SerializationError naming what cannot be."""
-    made = payload.encode(value, name=name)
-    return RawPayload(int(made.codec), made.head, made.lengths, tuple(payload.segments(made)))
 
 
 def _status(exc: BaseException, config: ReplicaConfig) -> bytes:

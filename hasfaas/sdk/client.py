@@ -259,7 +259,7 @@ class Client:
             # Two coroutines may have waited for the same thing.
             session = self._sessions.get(loop)
             if session is None or session.broken:
-                session = self._sessions[loop] = Session(endpoint.address)
+                session = self._sessions[loop] = Session(endpoint.address, same_host=endpoint.trusted)
         return session
 
     def _find(self) -> Endpoint:

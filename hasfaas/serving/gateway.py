@@ -27,7 +27,7 @@ from hasfaas.serving.router import Call, Router
 from hasfaas.serving.views import device_to_proto, function_to_proto
 from hasfaas.wire import bundle as bundles
 from hasfaas.wire.convert import spec_from_proto
-from hasfaas.wire.frames import RawPayload
+from hasfaas.wire.frames import RawPayload, SegmentOwner
 from hasfaas.wire.lots import lot
 from hasfaas.wire.payload import blob_bytes
 from hasfaas.wire.status import from_status, to_status, trimmed
@@ -346,6 +346,7 @@ class _Session:
         self._service = service
         self._router = router
         self._calls: dict[int, Call] = {}
+        self._lent: dict[str, SegmentOwner] = {}
         self._partial: dict[int, _Partial] = {}
         self._partial_bytes = 0
         self._out: deque[pb.SessionAnswer] = deque()
@@ -387,6 +388,10 @@ class _Session:
                 call = self._calls.get(call_id)
                 if call is not None:
                     self._router.credit(call, request.credit.items)
+            case "release":
+                owner = self._lent.pop(request.release, None)
+                if owner is not None:
+                    owner.release(request.release)
 
     def close(self) -> None:
         """The client has left: what has not been answered is taken back."""
@@ -394,6 +399,10 @@ class _Session:
             self._router.cancel(call)
         self._calls.clear()
         self._partial.clear()
+        # What the client has mapped stays locked by it for as long as it looks.
+        for segment, owner in self._lent.items():
+            owner.release(segment)
+        self._lent.clear()
 
     def send(self, response: pb.SessionAnswer) -> None:
         """Queues one frame for the client."""
@@ -401,13 +410,16 @@ class _Session:
         self._some.set()
 
     def send_payload(self, call_id: int, field: str, payload: RawPayload) -> None:
-        """A payload, its blob cut into chunks when it is large."""
+        """A payload, its blob cut into chunks when it is large and not in a segment."""
+        if payload.owner is not None:
+            self._lent[payload.segment] = payload.owner
         blob = payload.chunks[0] if len(payload.chunks) == 1 else b"".join(payload.chunks)
         first = payload_pb2.Payload(
             codec=payload.codec,  # type: ignore[arg-type]
             head=payload.head,
             sizes=payload.sizes,
             data=bytes(blob[:CHUNK_BYTES]),
+            segment=payload.segment,
         )
         self.send(pb.SessionAnswer(call_id=call_id, **{field: first}))  # type: ignore[arg-type]
         for start in range(CHUNK_BYTES, len(blob), CHUNK_BYTES):
@@ -424,7 +436,8 @@ class _Session:
                 call_id, InvalidRequestError(f"call_id={call_id} is in use; give each call of a session its own")
             )
             return
-        missing = blob_bytes(tuple(request.arguments.sizes)) - len(request.arguments.data)
+        whole = 0 if request.arguments.segment else blob_bytes(tuple(request.arguments.sizes))
+        missing = whole - len(request.arguments.data)
         if missing <= 0:
             self._submit(call_id, request, [request.arguments.data])
         elif self._partial_bytes + missing > MAX_PARTIAL_BYTES:
@@ -453,7 +466,12 @@ class _Session:
     def _submit(self, call_id: int, request: pb.InvokeRequest, chunks: Sequence[bytes]) -> None:
         sink = _SessionSink(self, call_id)
         try:
-            call = self._service.submit(request, _raw(request.arguments, chunks), sink, request.timeout_s or None)
+            call = self._service.submit(
+                request,
+                _raw(request.arguments, chunks, replies_in_segments=request.segments),
+                sink,
+                request.timeout_s or None,
+            )
         except HasFaasError as exc:
             self._fail(call_id, exc)
             return
@@ -496,12 +514,16 @@ def _kind(word: str) -> Kind:
         ) from exc
 
 
-def _raw(message: payload_pb2.Payload, chunks: Sequence[bytes] | None = None) -> RawPayload:
+def _raw(
+    message: payload_pb2.Payload, chunks: Sequence[bytes] | None = None, *, replies_in_segments: bool = False
+) -> RawPayload:
     """A message's payload, its blob being `chunks` where it came in several. Raises InvalidRequestError for a blob that is
     longer or shorter than the sizes say."""
     sizes = tuple(message.sizes)
     given = tuple(chunk for chunk in (chunks if chunks is not None else (message.data,)) if chunk)
-    raw = RawPayload(message.codec, message.head, sizes, given)
+    raw = RawPayload(message.codec, message.head, sizes, given, message.segment, replies_in_segments)
+    if message.segment and not given:
+        return raw
     if raw.blob_bytes != blob_bytes(sizes):
         raise InvalidRequestError(f"a payload announces {blob_bytes(sizes)} bytes and holds {raw.blob_bytes}")
     return raw

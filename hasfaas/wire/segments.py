@@ -18,7 +18,7 @@ import secrets
 import stat
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
@@ -53,13 +53,17 @@ class _Owned:
 
 
 class SegmentPool:
-    """The writer's side: makes, fills and reuses segments, `limit_bytes` in all. Not for several threads at once."""
+    """The writer's side: makes, fills and reuses segments, `limit_bytes` in all. Not for several threads at once.
+
+    What is left is removed when the pool, or its process, ends.
+    """
 
     def __init__(self, *, limit_bytes: int = POOL_BYTES) -> None:
         self._limit_bytes = limit_bytes
         self._free: list[_Owned] = []
         self._busy: dict[str, _Owned] = {}
-        self._bytes = 0
+        self._all: dict[str, _Owned] = {}
+        self.close = weakref.finalize(self, _remove_all, self._all, os.getpid())
 
     def write(self, pieces: Sequence[Buffer], nbytes: int) -> Segment | None:
         """Puts a blob in a segment, busy until `give_back` or `drop`. None when the pool is full: send it in line."""
@@ -87,17 +91,10 @@ class SegmentPool:
         if owned is not None:
             self._remove(owned)
 
-    def close(self) -> None:
-        """Removes every segment. Readers that have one mapped keep what they see."""
-        for owned in [*self._free, *self._busy.values()]:
-            self._remove(owned)
-        self._free.clear()
-        self._busy.clear()
-
     @property
     def nbytes(self) -> int:
         """Shared memory that this pool holds."""
-        return self._bytes
+        return sum(owned.size for owned in self._all.values())
 
     def _take(self, nbytes: int) -> _Owned | None:
         size = -(-nbytes // GRAIN_BYTES) * GRAIN_BYTES
@@ -106,9 +103,9 @@ class SegmentPool:
             if _unwatched(owned.fd):
                 self._free.remove(owned)
                 return owned
-        while self._bytes + size > self._limit_bytes and self._free:
+        while self.nbytes + size > self._limit_bytes and self._free:
             self._remove(self._free.pop(0))
-        return self._make(size) if self._bytes + size <= self._limit_bytes else None
+        return self._make(size) if self.nbytes + size <= self._limit_bytes else None
 
     def _make(self, size: int) -> _Owned | None:
         name = f"hasfaas-{os.getuid()}-{os.getpid()}-{secrets.token_hex(8)}.seg"
@@ -117,13 +114,23 @@ class SegmentPool:
         except OSError:
             return None
         os.ftruncate(fd, size)
-        self._bytes += size
-        return _Owned(name, fd, size)
+        owned = self._all[name] = _Owned(name, fd, size)
+        return owned
 
     def _remove(self, owned: _Owned) -> None:
-        (SHM / owned.name).unlink(missing_ok=True)
-        os.close(owned.fd)
-        self._bytes -= owned.size
+        if self._all.pop(owned.name, None) is not None:
+            _unlink(owned)
+
+
+def _unlink(owned: _Owned) -> None:
+    (SHM / owned.name).unlink(missing_ok=True)
+    os.close(owned.fd)
+
+
+def _remove_all(owned: dict[str, _Owned], pid: int) -> None:
+    """Readers that have one mapped keep what they see. A fork of the writer removes nothing of it."""
+    while owned and os.getpid() == pid:
+        _unlink(owned.popitem()[1])
 
 
 def _unwatched(fd: int) -> bool:
@@ -151,17 +158,14 @@ def _write_all(fd: int, pieces: Sequence[Buffer]) -> None:
 @attrs.define(eq=False)
 class _Mapped:
     fd: int
-    inode: int
     map: mmap.mmap
     views: int = 0
 
 
 class SegmentReader:
-    """The reader's side: maps segments, and keeps the most recent maps. `released` is told when the last view of a segment
-    has gone."""
+    """The reader's side: maps segments, and keeps the most recent maps."""
 
-    def __init__(self, released: Callable[[str], None] | None = None) -> None:
-        self._released = released
+    def __init__(self) -> None:
         self._maps: OrderedDict[str, _Mapped] = OrderedDict()
 
     def view(self, segment: Segment) -> memoryview:
@@ -182,8 +186,8 @@ class SegmentReader:
         return memoryview(exporter).cast("B")
 
     def close(self) -> None:
-        """Unmaps what nobody looks at."""
-        for name in list(self._maps):
+        """Unmaps what nobody looks at; the rest goes with its views."""
+        for name in [name for name, mapped in self._maps.items() if mapped.views == 0]:
             self._forget(name)
 
     def _map(self, segment: Segment) -> _Mapped:
@@ -202,32 +206,28 @@ class SegmentReader:
         except BaseException:
             os.close(fd)
             raise
-        mapped = self._maps[segment.name] = _Mapped(fd, os.fstat(fd).st_ino, made)
-        idle = [name for name, other in self._maps.items() if other.views == 0 and name != segment.name]
-        for name in idle[: max(0, len(self._maps) - MAPPED_FILES)]:
-            self._forget(name)
+        mapped = self._maps[segment.name] = _Mapped(fd, made)
+        idle = [(name, other) for name, other in self._maps.items() if other.views == 0 and other is not mapped]
+        for position, (name, other) in enumerate(idle):
+            if position < len(self._maps) - MAPPED_FILES or os.fstat(other.fd).st_nlink == 0:
+                self._forget(name)
         return mapped
 
     def _let_go(self, name: str, mapped: _Mapped) -> None:
+        """The last view has gone: the writer may use the file again. One that the writer has removed is not kept mapped."""
         mapped.views -= 1
         if mapped.views == 0:
-            self._free(name, mapped)
-
-    def _free(self, name: str, mapped: _Mapped) -> None:
-        with contextlib.suppress(OSError):
             fcntl.flock(mapped.fd, fcntl.LOCK_UN)
             if os.fstat(mapped.fd).st_nlink == 0:
                 self._forget(name)
-        if self._released is not None:
-            self._released(name)
 
     def _forget(self, name: str) -> None:
+        """Unmaps a file that nobody looks at."""
         mapped = self._maps.pop(name, None)
-        if mapped is None:
-            return
-        with contextlib.suppress(BufferError):  # somebody still looks: the map goes with the last view
-            mapped.map.close()
-        os.close(mapped.fd)
+        if mapped is not None:
+            with contextlib.suppress(BufferError):  # the last view is just going, and takes the map along
+                mapped.map.close()
+            os.close(mapped.fd)
 
 
 def _open(name: str) -> int:

@@ -65,16 +65,18 @@ class DeployResponse(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., changed: _Optional[bool] = ...) -> None: ...
 
 class InvokeRequest(_message.Message):
-    __slots__ = ("function", "version", "arguments", "timeout_s")
+    __slots__ = ("function", "version", "arguments", "timeout_s", "segments")
     FUNCTION_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     function: str
     version: str
     arguments: _payload_pb2.Payload
     timeout_s: float
-    def __init__(self, function: _Optional[str] = ..., version: _Optional[str] = ..., arguments: _Optional[_Union[_payload_pb2.Payload, _Mapping]] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+    segments: bool
+    def __init__(self, function: _Optional[str] = ..., version: _Optional[str] = ..., arguments: _Optional[_Union[_payload_pb2.Payload, _Mapping]] = ..., timeout_s: _Optional[float] = ..., segments: _Optional[bool] = ...) -> None: ...
 
 class InvokeResponse(_message.Message):
     __slots__ = ("result",)
@@ -107,7 +109,7 @@ class SessionResponse(_message.Message):
     def __init__(self, frames: _Optional[_Iterable[_Union[SessionAnswer, _Mapping]]] = ...) -> None: ...
 
 class SessionCall(_message.Message):
-    __slots__ = ("call_id", "start", "chunk", "cancel", "credit")
+    __slots__ = ("call_id", "start", "chunk", "cancel", "credit", "release")
     class Cancel(_message.Message):
         __slots__ = ()
         def __init__(self) -> None: ...
@@ -121,12 +123,14 @@ class SessionCall(_message.Message):
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     CREDIT_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
     call_id: int
     start: InvokeRequest
     chunk: bytes
     cancel: SessionCall.Cancel
     credit: SessionCall.Credit
-    def __init__(self, call_id: _Optional[int] = ..., start: _Optional[_Union[InvokeRequest, _Mapping]] = ..., chunk: _Optional[bytes] = ..., cancel: _Optional[_Union[SessionCall.Cancel, _Mapping]] = ..., credit: _Optional[_Union[SessionCall.Credit, _Mapping]] = ...) -> None: ...
+    release: str
+    def __init__(self, call_id: _Optional[int] = ..., start: _Optional[_Union[InvokeRequest, _Mapping]] = ..., chunk: _Optional[bytes] = ..., cancel: _Optional[_Union[SessionCall.Cancel, _Mapping]] = ..., credit: _Optional[_Union[SessionCall.Credit, _Mapping]] = ..., release: _Optional[str] = ...) -> None: ...
 
 class SessionAnswer(_message.Message):
     __slots__ = ("call_id", "result", "item", "chunk", "end", "error")
