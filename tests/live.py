@@ -75,9 +75,9 @@ class Gateway:
         """Starts it; it stays until told otherwise."""
         self.local.up()
 
-    def use(self) -> None:
-        """Makes this the gateway that decorated functions of this process go to."""
-        set_default_client(self.client)
+    def use(self, client: Client | None = None) -> None:
+        """Makes this the gateway that decorated functions of this process go to, by its own client or another."""
+        set_default_client(client or self.client)
 
     def close(self) -> None:
         """Ends it with all its processes, whatever state it is in."""

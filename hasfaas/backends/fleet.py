@@ -114,9 +114,12 @@ class Fleet:
 
     # -- Control -----------------------------------------------------------------------------------------------------
 
+    def verify(self, bundle: bytes, signature: bytes) -> None:
+        verify(load_or_create_key(self._key_path), bundle, signature)
+
     async def deploy(self, record: FunctionRecord, *, warm: bool) -> None:
         path = self._store.bundle_path(record.bundle_sha256)
-        verify(load_or_create_key(self._key_path), path.read_bytes(), record.signature)
+        self.verify(path.read_bytes(), record.signature)
         differences = await self.agent.check(record.python, record.packages, path)
         if differences:
             lines = "".join(f"\n  - {line}" for line in differences)

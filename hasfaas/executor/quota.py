@@ -283,6 +283,7 @@ def release(lane: Lane, slots: Slots, me: int, now_ns: int, timing: Timing) -> S
     settle(slot, now_ns, timing)
     if slot.state != SlotState.IDLE:
         _move(slot, SlotState.IDLE)
+    slot.tokens_ns = min(slot.tokens_ns, cap(slot.quota_ppm, timing))
     if lane.holder == me + 1:
         _vacate(lane, slot)
     return _wake_next(lane, slots, now_ns, timing)

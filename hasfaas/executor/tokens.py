@@ -90,6 +90,11 @@ class TokenTable:
         """
         return cls(Segment.open(Path(path)))
 
+    @property
+    def path(self) -> Path:
+        """Where the table is."""
+        return self._segment.path
+
     def close(self) -> None:
         """Unmaps the table in this process."""
         if not self._segment.closed:

@@ -208,10 +208,11 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
             return await self._deploy_alone(request)
 
     def _changing(self, name: str) -> asyncio.Lock:
-        """Held while a function is deployed or scaled: one change after the other."""
+        """Held while a function is deployed, scaled or deleted: one change after the other."""
         return self._changes.setdefault(name, asyncio.Lock())
 
     async def _deploy_alone(self, request: pb.DeployRequest) -> pb.DeployResponse:
+        self._control.verify(request.bundle, request.signature)
         manifest = bundles.read_manifest(request.bundle)
         if (manifest.name, manifest.version) != (request.name, request.version):
             raise InvalidRequestError(
@@ -256,9 +257,10 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
         self, request: pb.DeleteFunctionRequest, context: Context
     ) -> pb.DeleteFunctionResponse:
         async def answer() -> pb.DeleteFunctionResponse:
-            name = self.record(request.name).name
-            self._store.delete(name)
-            await self._control.delete(name)
+            async with self._changing(self.record(request.name).name):
+                name = self.record(request.name).name
+                self._store.delete(name)
+                await self._control.delete(name)
             return pb.DeleteFunctionResponse()
 
         return await _guard(context, answer())

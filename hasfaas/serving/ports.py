@@ -112,6 +112,10 @@ class Store(Protocol):
 class Control(Protocol):
     """Whoever starts, sizes and ends replicas."""
 
+    def verify(self, bundle: bytes, signature: bytes) -> None:
+        """Raises AuthError unless a deployer that we trust signed these bytes."""
+        ...
+
     async def deploy(self, record: FunctionRecord, *, warm: bool) -> None:
         """Makes this version the one that serves. Raises IncompatibleError, AuthError, PlacementError, and with `warm`
         whatever kept the first replica from starting."""

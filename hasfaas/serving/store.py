@@ -70,7 +70,8 @@ class LocalStore:
                 (record.name, json.dumps(_to_json(record)), record.signature),
             )
             self._db.execute(
-                "INSERT OR IGNORE INTO versions (name, version, bundle_sha256) VALUES (?, ?, ?)",
+                # A version that is deployed again may have another bundle: a pickle's bytes differ between processes.
+                "INSERT OR REPLACE INTO versions (name, version, bundle_sha256) VALUES (?, ?, ?)",
                 (record.name, record.version, record.bundle_sha256),
             )
         self._records[record.name] = record

@@ -1,5 +1,5 @@
-"""A router with everything around it made of memory: replicas that record what they are sent, callers that record what
-they are answered, and an event loop whose time is turned by hand.
+"""A router with everything around it made of memory: replicas that record what they are sent, callers that
+record what they are answered, and an event loop whose time is turned by hand.
 
 The loop is asyncio's own; only its clock is ours, so that its timers fire when a test says so.
 """
@@ -73,7 +73,9 @@ class RecordingSink:
 
 
 class RecordingChannel(ReplicaChannel):
-    """A replica that remembers what it was told. `held` is what it was sent and has not answered, oldest first."""
+    """A replica that remembers what it was told. `held` is what it was sent and has not answered, oldest
+    first.
+    """
 
     def __init__(self, world: World, replica_id: str, quota_percent: float) -> None:
         self.world = world
@@ -121,7 +123,9 @@ class World:
         self.run(lambda: self.router.set_function(NAME, spec, streams=streams))
 
     def now_s(self) -> float:
-        """The router's clock. `late_s` is how far the loop's timers lag behind it, as they do when it is busy."""
+        """The router's clock. `late_s` is how far the loop's timers lag behind it, as they do when it is
+        busy.
+        """
         return self.loop.now_s + self.late_s
 
     def check_ended(self) -> None:
@@ -136,7 +140,7 @@ class World:
     def close(self) -> None:
         self.loop.close()
 
-    # -- the caller ------------------------------------------------------------------------------------------------
+    # -- the caller ------------------------------------------------------------------------------------------
 
     def submit(self, timeout_s: float | None = 10.0, nbytes: int = 8) -> tuple[Call, RecordingSink]:
         sink = RecordingSink()
@@ -146,7 +150,7 @@ class World:
     def cancel(self, call: Call) -> None:
         self.run(lambda: self.router.cancel(call))
 
-    # -- replicas --------------------------------------------------------------------------------------------------
+    # -- replicas --------------------------------------------------------------------------------------------
 
     def attach(self, replica_id: str = "r1", quota_percent: float = 100.0) -> RecordingChannel:
         channel = self.channels[replica_id] = RecordingChannel(self, replica_id, quota_percent)
@@ -194,7 +198,7 @@ class World:
         assert call.arguments is arguments
         assert call_id not in self.sinks or not self.sinks[call_id].items, "a stream that has given items began again"
 
-    # -- time ------------------------------------------------------------------------------------------------------
+    # -- time ------------------------------------------------------------------------------------------------
 
     def pass_time(self, seconds: float) -> None:
         """Turns the clock; timers that are due fire."""

@@ -22,7 +22,8 @@ MS = 1_000_000
 
 @attrs.define(eq=False)
 class FakeGateway:
-    """What is deployed, with one replica each; `code` answers calls by name. It is the stub of its own service.
+    """What is deployed, with one replica each; `code` answers calls by name. It is the stub of its own
+    service.
 
     Each look at it is 100 ms later than the last, and every replica has then used 30 ms more.
     """

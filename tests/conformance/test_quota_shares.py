@@ -44,14 +44,16 @@ def test_three_pinned_functions_share_one_lane(backend: Gateway) -> None:
         shares.spin.scale(quota=60)
     assert caught.value.reason == "QUOTA_EXCEEDED"
     assert [backend.replica(name).quota_percent for name in names] == [50, 30, 20]
-    with Load(shares.spin.remote, 3) as one, Load(shares.spin_two.remote, 3) as two, Load(
-        shares.spin_three.remote, 3
-    ) as three:
+    with (
+        Load(shares.spin.remote, 3) as one,
+        Load(shares.spin_two.remote, 3) as two,
+        Load(shares.spin_three.remote, 3) as three,
+    ):
         eventually(lambda: min(one.done, two.done, three.done) > 3)
         found = used_share(backend, names, SECONDS)
     assert not [*one.errors, *two.errors, *three.errors]
-    for share, quota in zip(found, (0.5, 0.3, 0.2), strict=True):
-        assert quota - 0.12 < share < quota + 0.06, found
+    for share, promised in zip(found, (0.5, 0.3, 0.2), strict=True):
+        assert promised - 0.12 < share < promised + 0.06, found
 
 
 def test_a_full_lane_takes_nobody_more(backend: Gateway) -> None:

@@ -1,0 +1,2 @@
+def describe(x):
+    return f"it is {x}"

@@ -1,0 +1,5 @@
+NUMBER = 2
+
+
+def shout(text):
+    return text.upper()
