@@ -50,15 +50,24 @@ EXIT_BROKEN = 1
 EXIT_START_FAILED = 3
 
 
-def main(config: ReplicaConfig, sock: socket.socket, life_fd: int) -> NoReturn:
+@attrs.frozen
+class Prepared:
+    """A function that is loaded and built: all of a replica that can be had without a lane."""
+
+    target: Target
+    raw: object
+
+
+def main(config: ReplicaConfig, sock: socket.socket, life_fd: int, prepared: Prepared | None = None) -> NoReturn:
     """Runs a replica to its end and exits the process: 0 when told to end, 3 when the function could not
-    start, 1 when this code failed (its traceback is in the log)."""
+    start, 1 when this code failed (its traceback is in the log). `prepared` comes with a fork of a parent that has
+    loaded the function already."""
     threading.Thread(target=_watch_agent, args=(life_fd,), name="agent-watch", daemon=True).start()
     pool = SegmentPool()
     inbox = Inbox(sock, pool.give_back)
     code = 0
     try:
-        replica = _start(config, inbox, pool)
+        replica = _start(config, inbox, pool, prepared)
         if replica is None:
             code = EXIT_START_FAILED
         else:
@@ -80,7 +89,7 @@ def _watch_agent(life_fd: int) -> None:
     os._exit(0)
 
 
-def _start(config: ReplicaConfig, inbox: Inbox, pool: SegmentPool) -> Replica | None:
+def _start(config: ReplicaConfig, inbox: Inbox, pool: SegmentPool, prepared: Prepared | None) -> Replica | None:
     began_s = time.monotonic()
     try:
         stream = base.enter(config.part)
@@ -89,11 +98,7 @@ def _start(config: ReplicaConfig, inbox: Inbox, pool: SegmentPool) -> Replica | 
         table.attach(config.slot)
         lease = SlotLease(table, config.slot, stream)
         leases.install(lease)
-        blob = Path(config.bundle_path).read_bytes()
-        key = load_or_create_key(Path(config.key_path))
-        _set_memory_wall(config.memory_bytes)
-        loaded = loader.load(blob, bytes.fromhex(config.signature_hex), key, Path(config.work_dir))
-        replica = _build(config, inbox, lease, stream, loaded, pool)
+        replica = _build(config, inbox, lease, stream, prepared or prepare(config), pool)
         left_s = config.cold_start_s - (time.monotonic() - began_s)
         if left_s > 0.0:
             time.sleep(left_s)
@@ -102,8 +107,21 @@ def _start(config: ReplicaConfig, inbox: Inbox, pool: SegmentPool) -> Replica | 
     except Closed:
         raise
     except BaseException as exc:
-        inbox.send(frames.pack(FrameKind.FAILED, body=[_status(exc, config)]))
+        inbox.send(frames.pack(FrameKind.FAILED, body=[status_of(exc, config)]))
         return None
+
+
+def prepare(config: ReplicaConfig) -> Prepared:
+    """Loads the bundle behind the memory wall, after all its checks, and builds the user's object.
+
+    Raises what loader.load raises, and the user's own exceptions as `status_of` knows them.
+    """
+    blob = Path(config.bundle_path).read_bytes()
+    key = load_or_create_key(Path(config.key_path))
+    _set_memory_wall(config.memory_bytes)
+    loaded = loader.load(blob, bytes.fromhex(config.signature_hex), key, Path(config.work_dir))
+    with _users_code():
+        return Prepared(Target.build(Kind(loaded.kind), loaded.target), loaded.target)
 
 
 def _build(
@@ -111,16 +129,15 @@ def _build(
     inbox: Inbox,
     lease: SlotLease,
     stream: base.Stream,
-    loaded: loader.Loaded,
+    prepared: Prepared,
     pool: SegmentPool,
 ) -> Replica:
-    with _users_code():
-        target = Target.build(Kind(loaded.kind), loaded.target)
+    target = prepared.target
     calibration = gates.Calibration(lease.gate)
-    modules = gates.find_modules(target.owner, loaded.target)
+    modules = gates.find_modules(target.owner, prepared.raw)
     calibration.watch(modules)
     replica = Replica(config, inbox, lease, stream, target, calibration, modules, pool)
-    example: Callable[[int], Any] | None = getattr(loaded.target, "__hasfaas_example__", None)
+    example: Callable[[int], Any] | None = getattr(prepared.raw, "__hasfaas_example__", None)
     if example is not None:
         replica.warm_up(example)
     return replica
@@ -269,7 +286,7 @@ class Replica:
                 value = self.target.encoded(outcome)
             pieces = frames.pack_payload(FrameKind.RESULT, call_id, self._encoded(call_id, value, "result"))
         except Exception as exc:
-            pieces = frames.pack(FrameKind.ERROR, call_id, body=[_status(exc, self.config)])
+            pieces = frames.pack(FrameKind.ERROR, call_id, body=[status_of(exc, self.config)])
         self.inbox.forget(call_id)
         self.inbox.send(pieces)
 
@@ -292,7 +309,7 @@ class Replica:
         except Closed:
             raise
         except Exception as exc:
-            pieces = frames.pack(FrameKind.ERROR, call_id, body=[_status(exc, self.config)])
+            pieces = frames.pack(FrameKind.ERROR, call_id, body=[status_of(exc, self.config)])
         self.inbox.forget(call_id)
         self.inbox.send(pieces)
 
@@ -345,7 +362,7 @@ def is_own(exc: BaseException) -> bool:
     return frame is not None and is_ours(frame.tb_frame.f_code.co_filename)
 
 
-def _status(exc: BaseException, config: ReplicaConfig) -> bytes:
+def status_of(exc: BaseException, config: ReplicaConfig) -> bytes:
     """The status of whatever was raised. Running into the memory wall is told as such."""
     cause = exc.cause if isinstance(exc, _UserFailure) else exc
     if _is_memory_error(cause):

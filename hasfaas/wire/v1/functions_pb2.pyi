@@ -17,7 +17,7 @@ class Batch(_message.Message):
     def __init__(self, max_size: _Optional[int] = ..., max_wait_ms: _Optional[float] = ...) -> None: ...
 
 class FunctionSpec(_message.Message):
-    __slots__ = ("slo_ms", "slo_percentile", "batch", "memory_bytes", "device", "min_replicas", "max_replicas", "idempotent", "timeout_s")
+    __slots__ = ("slo_ms", "slo_percentile", "batch", "memory_bytes", "device", "min_replicas", "max_replicas", "idempotent", "share_init", "timeout_s")
     SLO_MS_FIELD_NUMBER: _ClassVar[int]
     SLO_PERCENTILE_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +26,7 @@ class FunctionSpec(_message.Message):
     MIN_REPLICAS_FIELD_NUMBER: _ClassVar[int]
     MAX_REPLICAS_FIELD_NUMBER: _ClassVar[int]
     IDEMPOTENT_FIELD_NUMBER: _ClassVar[int]
+    SHARE_INIT_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     slo_ms: float
     slo_percentile: float
@@ -35,8 +36,9 @@ class FunctionSpec(_message.Message):
     min_replicas: int
     max_replicas: int
     idempotent: bool
+    share_init: bool
     timeout_s: float
-    def __init__(self, slo_ms: _Optional[float] = ..., slo_percentile: _Optional[float] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., memory_bytes: _Optional[int] = ..., device: _Optional[str] = ..., min_replicas: _Optional[int] = ..., max_replicas: _Optional[int] = ..., idempotent: _Optional[bool] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+    def __init__(self, slo_ms: _Optional[float] = ..., slo_percentile: _Optional[float] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., memory_bytes: _Optional[int] = ..., device: _Optional[str] = ..., min_replicas: _Optional[int] = ..., max_replicas: _Optional[int] = ..., idempotent: _Optional[bool] = ..., share_init: _Optional[bool] = ..., timeout_s: _Optional[float] = ...) -> None: ...
 
 class DeployRequest(_message.Message):
     __slots__ = ("name", "version", "spec", "bundle", "signature", "warm")
