@@ -163,7 +163,11 @@ def shares(quotas: Sequence[float], seconds: float, *, asynchronous: bool = Fals
 
 @attrs.frozen
 class Resizes:
-    """Flips of one replica's quota: when its process acted on each, and its share from two windows later on."""
+    """Flips of one replica's quota: when each took effect, and its share from two windows later on.
+
+    A smaller quota has taken effect when the replica has decided by it, to run on or to wait; a larger one when it was
+    granted the lane under it.
+    """
 
     effect_ms: tuple[float, ...]
     late_error_pp: tuple[float, ...]
@@ -180,9 +184,11 @@ def resizes(low: float, high: float, neighbour: float | None, flips: int) -> Res
             quota = high if flip % 2 == 0 else low
             began_ns = time.monotonic_ns()
             here.table.resize(slot, round(quota * PPM))
-            while not here.table.in_force(slot):
+            view = here.table.view(slot)
+            while not here.table.in_force(slot) or (quota == high and view.taken_ns < began_ns):
                 time.sleep(0.0002)
-            effects.append((here.table.view(slot).acknowledged_ns - began_ns) / MS)
+            effect_ns = view.taken_ns if quota == high else view.acknowledged_ns
+            effects.append((effect_ns - began_ns) / MS)
             time.sleep(max(0.0, 2 * window_s - (time.monotonic_ns() - began_ns) / 1e9))
             first, first_ns = here.table.usage(slot).used_ns, time.monotonic_ns()
             time.sleep(4 * window_s)

@@ -55,7 +55,7 @@ class Gateway:
             state_dir=folder / "s",
             runtime_dir=folder / "r",
             devices=devices,
-            local=LocalSettings(linger_s=60.0, drain_timeout_s=local.pop("drain_timeout_s", 10.0), **local),
+            local=LocalSettings(**{"linger_s": 60.0, "drain_timeout_s": 10.0} | local),
         )
         self.said: list[str] = []
         self.local = LocalBackend(self.settings)
@@ -68,6 +68,7 @@ class Gateway:
             **os.environ,
             "HASFAAS_STATE_DIR": str(self.settings.state_dir),
             "HASFAAS_RUNTIME_DIR": str(self.settings.runtime_dir),
+            "HASFAAS_LOCAL_LINGER_S": str(self.settings.local.linger_s),
             "PYTHONPATH": str(ROOT),
         }
 

@@ -18,7 +18,7 @@ class Lease(Protocol):
         ...
 
     def suspend(self) -> bool:
-        """Gives the lane up for host work; says whether it was held."""
+        """Gives the lane up for host work; says whether `resume` is to be called after it."""
         ...
 
     def resume(self) -> None:

@@ -30,6 +30,7 @@ class ReplicaConfig:
     memory_bytes: int
     batch_max: int | None
     cold_start_s: float
+    settings_json: str
 
     def to_dict(self) -> dict[str, object]:
         """As JSON can hold it."""

@@ -91,6 +91,7 @@ def _be_child(
     wake: tuple[int, int],
 ) -> NoReturn:
     try:
+        os.setpgid(0, 0)  # a group of its own, with whatever the user's code starts
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         control.close()

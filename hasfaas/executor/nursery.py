@@ -20,7 +20,7 @@ from hasfaas.executor.config import ReplicaConfig
 
 def main(config: ReplicaConfig, control: socket.socket, life_fd: int) -> NoReturn:
     """Loads and builds the function, says hello or what is wrong, and forks replicas until the agent closes `control`."""
-    os.close(life_fd)  # the control socket tells of the agent's death; a thread that watches could not be forked
+    runner.die_with_agent(life_fd)
     try:
         prepared = runner.prepare(config)
         refuse_unshareable(config.function, ours={control.fileno()})

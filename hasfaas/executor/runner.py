@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import random
 import resource
+import signal
 import socket
 import sys
 import threading
@@ -26,6 +28,7 @@ import attrs
 from hasfaas.core import lease as leases
 from hasfaas.core.errors import BackendError, FunctionError, HasFaasError, MemoryLimitError
 from hasfaas.core.memory import format_memory
+from hasfaas.core.settings import hand_over
 from hasfaas.core.signing import load_or_create_key
 from hasfaas.core.spec import Kind
 from hasfaas.devices import base
@@ -62,7 +65,7 @@ def main(config: ReplicaConfig, sock: socket.socket, life_fd: int, prepared: Pre
     """Runs a replica to its end and exits the process: 0 when told to end, 3 when the function could not
     start, 1 when this code failed (its traceback is in the log). `prepared` comes with a fork of a parent that has
     loaded the function already."""
-    threading.Thread(target=_watch_agent, args=(life_fd,), name="agent-watch", daemon=True).start()
+    _end_with_agent(life_fd)
     pool = SegmentPool()
     inbox = Inbox(sock, pool.give_back)
     code = 0
@@ -83,10 +86,28 @@ def main(config: ReplicaConfig, sock: socket.socket, life_fd: int, prepared: Pre
         os._exit(code)
 
 
+def _end_with_agent(life_fd: int) -> None:
+    """The kernel ends us with the agent; a thread is for an agent that died in the instant before the kernel was asked."""
+    die_with_agent(life_fd)
+    threading.Thread(target=_watch_agent, args=(life_fd,), name="agent-watch", daemon=True).start()
+
+
+def die_with_agent(life_fd: int) -> None:
+    """The agent holds the other end of this pipe and never writes: the end of file is its death, and ours.
+
+    The kernel is asked to kill our group then, since user code may never let a thread of ours run (a regular expression
+    that backtracks).
+    """
+    # Opened anew: signals belong to an open file, and all replicas were given the same one.
+    descriptor = os.open(f"/proc/self/fd/{life_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    fcntl.fcntl(descriptor, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
+
+
 def _watch_agent(life_fd: int) -> None:
-    """The agent holds the other end of this pipe and never writes: the end of file is its death, and ours."""
     os.read(life_fd, 1)
-    os._exit(0)
+    os.killpg(0, signal.SIGKILL)
 
 
 def _start(config: ReplicaConfig, inbox: Inbox, pool: SegmentPool, prepared: Prepared | None) -> Replica | None:
@@ -97,7 +118,7 @@ def _start(config: ReplicaConfig, inbox: Inbox, pool: SegmentPool, prepared: Pre
         table = TokenTable.open(Path(config.token_path))
         table.attach(config.slot)
         lease = SlotLease(table, config.slot, stream)
-        leases.install(lease)
+        leases.install(UsersLease(lease, threading.get_ident()))
         replica = _build(config, inbox, lease, stream, prepared or prepare(config), pool)
         left_s = config.cold_start_s - (time.monotonic() - began_s)
         if left_s > 0.0:
@@ -116,6 +137,7 @@ def prepare(config: ReplicaConfig) -> Prepared:
 
     Raises what loader.load raises, and the user's own exceptions as `status_of` knows them.
     """
+    hand_over(config.settings_json)
     blob = Path(config.bundle_path).read_bytes()
     key = load_or_create_key(Path(config.key_path))
     _set_memory_wall(config.memory_bytes)
@@ -170,6 +192,37 @@ class _Failed:
     """The outcome of a call that raised. An exception that was returned is a value like any other."""
 
     error: BaseException
+
+
+@attrs.define(eq=False)
+class UsersLease:
+    """The lease as the user's code sees it: threads other than the one that runs calls go past it, and it is taken back
+    when the last of several waits is over (coroutines may wait for nested calls side by side)."""
+
+    lease: leases.Lease
+    thread: int
+    waits: int = 0
+    held: bool = False
+
+    def gate(self) -> None:
+        """A yield point on the thread of the calls."""
+        if threading.get_ident() == self.thread:
+            self.lease.gate()
+
+    def suspend(self) -> bool:
+        """Gives the lane up with the first wait."""
+        if threading.get_ident() != self.thread:
+            return False
+        if self.waits == 0:
+            self.held = self.lease.suspend()
+        self.waits += 1
+        return True
+
+    def resume(self) -> None:
+        """Takes the lane back after the last wait, if it was held before the first."""
+        self.waits -= 1
+        if self.waits == 0 and self.held:
+            self.lease.resume()
 
 
 @attrs.define(eq=False)

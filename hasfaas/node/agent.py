@@ -77,6 +77,7 @@ class NodeAgent:
         window_ms: float,
         quantum_ms: float,
         start_timeout_s: float,
+        settings_json: str,
         resized: Callable[[str, float], None],
         exited: Callable[[Replica], None],
     ) -> None:
@@ -87,6 +88,7 @@ class NodeAgent:
         self._window_ns = round(window_ms * 1e6)
         self._quantum_ns = round(quantum_ms * 1e6)
         self._start_timeout_s = start_timeout_s
+        self._settings_json = settings_json
         self._on_resized = resized
         self._on_exited = exited
         self._lanes: dict[tuple[str, int], Lane] = {}
@@ -170,6 +172,7 @@ class NodeAgent:
             memory_bytes=request.want.memory_bytes,
             batch_max=request.batch_max,
             cold_start_s=device.cold_start_s,
+            settings_json=self._settings_json,
         )
         try:
             await self._fork(replica, config, theirs)
@@ -327,9 +330,17 @@ class NodeAgent:
             asyncio.get_running_loop().remove_reader(replica.pidfd)
             os.close(replica.pidfd)
             replica.pidfd = -1
+        self._end_group(replica)
         self._vacate(replica)
         replica.ended.set()
         self._on_exited(replica)
+
+    def _end_group(self, replica: Replica) -> None:
+        """Processes that the user's code started would go on in a lane that is no longer theirs."""
+        try:
+            os.killpg(replica.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return  # there are none
 
     def _vacate(self, replica: Replica) -> None:
         del self.replicas[replica.replica_id]

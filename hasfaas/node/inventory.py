@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,9 @@ def _profiles(entry: DeviceSettings) -> dict[str, sim.SimProfile]:
         given = _read(given)
     if "latency_ms" in given or "batches" in given:
         return {sim.DEFAULT: sim.SimProfile.from_dict(given)}
+    for name, table in given.items():
+        if not isinstance(table, Mapping):
+            raise InvalidRequestError(f"devices: profile: {name}={table!r:.60} is not a table", reason="BAD_PROFILE")
     return {str(name): sim.SimProfile.from_dict(table) for name, table in given.items()}
 
 

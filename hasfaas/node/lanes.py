@@ -121,12 +121,16 @@ def place(replica_id: str, want: Want, devices: Sequence[DeviceInfo], lanes: Seq
             if best is None or score > best[0]:
                 best = (score, placement)
     if best is None:
-        asked = f"sm {want.sm_percent or 'auto'} %, quota {want.quota_percent or 'auto'} %"
+        asked = f"sm {_percent(want.sm_percent)}, quota {_percent(want.quota_percent)}"
         raise PlacementError(
             f"no room for a replica with {asked}: {'; '.join(refusals) or 'there is no device'}. "
             "Lower a neighbour with `hasfaas scale NAME --quota`, or add a device"
         )
     return best[1]
+
+
+def _percent(value: float | None) -> str:
+    return "auto" if value is None else f"{value:g} %"
 
 
 def _open_lanes(device: DeviceInfo, lanes: Sequence[Lane], want: Want) -> list[Lane]:

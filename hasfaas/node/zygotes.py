@@ -63,6 +63,7 @@ class Zygote:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [
             environment.python,
+            "-P",  # a replica sees what its bundle brings, and not what lies in some working directory
             "-m",
             "hasfaas.executor.zygote",
             str(theirs.fileno()),

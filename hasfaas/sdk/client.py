@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import os
 import sys
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable
 from typing import Any, Protocol, TypeVar
 
 import attrs
 import grpc
 
-from hasfaas.core.errors import HasFaasError, NotFoundError, UnavailableError
-from hasfaas.core.settings import Settings
+from hasfaas.core.errors import FunctionError, HasFaasError, NotFoundError, UnavailableError
+from hasfaas.core.lease import host
+from hasfaas.core.settings import Settings, handed_over
 from hasfaas.core.signing import load_or_create_key, sign
 from hasfaas.core.spec import FunctionSpec
 from hasfaas.sdk.backends import Backend, Endpoint, find_backend
@@ -47,6 +49,12 @@ class Source(Protocol):
     """What can make its bundle: a decorated function. `built` is what it made, None before."""
 
     @property
+    def name(self) -> str: ...
+
+    @property
+    def spec(self) -> FunctionSpec: ...
+
+    @property
     def built(self) -> Deployable | None: ...
 
     def deployable(self) -> Deployable: ...
@@ -55,13 +63,20 @@ class Source(Protocol):
 class Client:
     """Connections to one backend. Safe from any thread and any event loop."""
 
-    def __init__(self, settings: Settings, *, announce: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, settings: Settings, *, announce: Callable[[str], None] | None = None, in_replica: bool = False
+    ) -> None:
         self.settings = settings
+        self._in_replica = in_replica
+        self._pid = os.getpid()
         self._announce = announce or (lambda line: print(line, file=sys.stderr))
         self._backend: Backend | None = None
         self._endpoint: Endpoint | None = None
         self._endpoint_lock = threading.Lock()
         self._sessions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Session] = weakref.WeakKeyDictionary()
+        self._builds: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Source, asyncio.Task[Deployable]]] = (
+            weakref.WeakKeyDictionary()
+        )
         self._deployed: dict[str, str] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_lock = threading.Lock()
@@ -72,7 +87,8 @@ class Client:
         """Runs a coroutine of this client on its background loop and waits; an interrupt takes the work back."""
         future = self.start(work)
         try:
-            return future.result()
+            with host():
+                return future.result()
         except BaseException:
             future.cancel()
             raise
@@ -82,6 +98,7 @@ class Client:
         return asyncio.run_coroutine_threadsafe(work, self._background())
 
     def _background(self) -> asyncio.AbstractEventLoop:
+        self._check_process()
         with self._loop_lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
@@ -95,6 +112,13 @@ class Client:
 
         None leaves the time to the function's own `timeout_s`.
         """
+        if self._in_replica:
+            # What is deployed under the name serves: the copy that this replica was given may be older.
+            try:
+                return await self.call_named(source.name, arguments, timeout_s or source.spec.timeout_s)
+            except NotFoundError as exc:
+                if isinstance(exc, FunctionError):
+                    raise
         answer = await self._call(source, arguments, timeout_s)
         return payloads.decode(answer, allow_pickle=self._trusted)
 
@@ -140,6 +164,18 @@ class Client:
     ) -> AsyncGenerator[Any, None]:
         """The items of a generator function, deployed first if this process has not. Closing it takes the call back."""
         begun = False
+        if self._in_replica:
+            try:
+                async with contextlib.aclosing(
+                    self.stream_named(source.name, arguments, timeout_s or source.spec.timeout_s)
+                ) as items:
+                    async for item in items:
+                        begun = True
+                        yield item
+                return
+            except NotFoundError as exc:
+                if begun or isinstance(exc, FunctionError):
+                    raise
         function = await self._built(source)
         request = Request(function.name, function.version, arguments, timeout_s or function.spec.timeout_s)
         for attempt in (1, 2):
@@ -221,21 +257,24 @@ class Client:
             raise as_raised(error_of(exc), trusted=self._trusted) from None
 
     async def _built(self, source: Source) -> Deployable:
-        built = source.built
+        if source.built is not None:
+            return source.built
         # Building reads files and hashes, so it leaves the loop alone.
-        return built if built is not None else await asyncio.to_thread(source.deployable)
+        return await self._together(("build", source), lambda: asyncio.to_thread(source.deployable))
 
     async def _ensure_deployed(self, function: Deployable) -> None:
-        """Calls that start together deploy together."""
-        if self._deployed.get(function.name) == function.version:
-            return
-        under_way = (await self.session()).deploys
-        key = (function.name, function.version)
+        if self._deployed.get(function.name) != function.version:
+            await self._together(("deploy", function.version), lambda: self.deploy(function, warm=False))
+
+    async def _together(self, key: Hashable, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Calls that need the same thing first share one task for it, and then go on in the order in which they came."""
+        under_way = self._under_way.setdefault(asyncio.get_running_loop(), {})
         task = under_way.get(key)
         if task is None:
-            task = under_way[key] = asyncio.ensure_future(self.deploy(function, warm=False))
+            task = under_way[key] = asyncio.ensure_future(make())
             task.add_done_callback(lambda done: _forget(under_way, key, done))
-        await asyncio.shield(task)
+        value: T = await asyncio.shield(task)
+        return value
 
     # -- connections -------------------------------------------------------------------------------------------------
 
@@ -252,20 +291,30 @@ class Client:
 
     async def session(self) -> Session:
         """The stream of the current event loop, made anew when its gateway has gone."""
-        loop = asyncio.get_running_loop()
-        session = self._sessions.get(loop)
+        self._check_process()
+        session = self._sessions.get(asyncio.get_running_loop())
         if session is None or session.broken:
-            endpoint = await asyncio.to_thread(self._find)
-            # Two coroutines may have waited for the same thing.
-            session = self._sessions.get(loop)
-            if session is None or session.broken:
-                session = self._sessions[loop] = Session(endpoint.address, same_host=endpoint.trusted)
+            session = await self._together("session", self._open)
+        return session
+
+    async def _open(self) -> Session:
+        endpoint = await asyncio.to_thread(self._find)
+        session = self._sessions[asyncio.get_running_loop()] = Session(endpoint.address, same_host=endpoint.trusted)
         return session
 
     def _find(self) -> Endpoint:
         with self._endpoint_lock:
             self._endpoint = self.backend.endpoint(self._announce)
             return self._endpoint
+
+    def _check_process(self) -> None:
+        """gRPC does not survive a fork: a call would wait for ever."""
+        if os.getpid() != self._pid and (self._loop is not None or len(self._sessions)):
+            raise UnavailableError(
+                "this process was forked from one that had called functions already, and its connection did not come "
+                'along; start it with multiprocessing.get_context("spawn"), or make the first call after the fork',
+                reason="FORKED",
+            )
 
     async def close(self) -> None:
         """Closes the stream of the current event loop."""
@@ -274,7 +323,7 @@ class Client:
             await session.close()
 
 
-def _forget(under_way: dict[tuple[str, str], asyncio.Task[Any]], key: tuple[str, str], done: asyncio.Task[Any]) -> None:
+def _forget(under_way: dict[Hashable, asyncio.Task[Any]], key: Hashable, done: asyncio.Task[Any]) -> None:
     del under_way[key]
     if not done.cancelled():
         done.exception()  # all who waited for it may have left: then nobody asks
@@ -290,7 +339,8 @@ def default_client() -> Client:
         if not _default:
             from hasfaas.sdk.config import load
 
-            _default.append(Client(load().settings))
+            inside = handed_over()
+            _default.append(Client(inside or load().settings, in_replica=inside is not None))
         return _default[0]
 
 

@@ -17,6 +17,7 @@ from typing import Any, Generic, Never, ParamSpec, Protocol, TypeVar, overload
 import attrs
 
 from hasfaas.core.errors import CancelledError, DeadlineError, InvalidRequestError
+from hasfaas.core.lease import host
 from hasfaas.core.memory import parse_memory
 from hasfaas.core.spec import DEFAULT_MEMORY_BYTES, DEFAULT_TIMEOUT_S, Batch, FunctionSpec, Kind, check_name
 from hasfaas.sdk.client import Client, Deployable, default_client
@@ -34,6 +35,9 @@ MAP_IN_FLIGHT = 64
 READ_AHEAD = 16
 
 
+_OVER: Any = object()
+
+
 class Call(Generic[R]):
     """A call under way, from `.spawn`."""
 
@@ -44,7 +48,8 @@ class Call(Generic[R]):
         """Waits for the value, or raises what the function raised. DeadlineError when `timeout_s` passes first; the call
         goes on. CancelledError after `cancel`."""
         try:
-            return self._future.result(timeout_s)
+            with host():
+                return self._future.result(timeout_s)
         except concurrent.futures.CancelledError:
             raise CancelledError("the call was cancelled") from None
         except TimeoutError as exc:
@@ -155,7 +160,9 @@ class _Calls(Remote[P], Generic[P, R_co]):
 
     async def aio(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """As `remote`, on the caller's event loop. Cancelling it takes the call back."""
-        value: R_co = await self._call(self._encode(args, kwargs))
+        call = self._call(self._encode(args, kwargs))
+        with host():
+            value: R_co = await call
         return value
 
     def spawn(self, *args: P.args, **kwargs: P.kwargs) -> Call[R_co]:
@@ -174,9 +181,9 @@ class _Calls(Remote[P], Generic[P, R_co]):
             for items in zip(*iterables, strict=False):
                 under_way.append(self.client.start(self._call(self._encode(items, {}))))
                 if len(under_way) >= max_in_flight:
-                    yield under_way.popleft().result()
+                    yield _waited(under_way.popleft())
             while under_way:
-                yield under_way.popleft().result()
+                yield _waited(under_way.popleft())
         finally:
             for future in under_way:
                 future.cancel()
@@ -240,7 +247,8 @@ class StreamFunction(Remote[P], Generic[P, T_co]):
         future = self.client.start(pump())
         try:
             for taken in itertools.count(1):
-                more, value = items.get()
+                with host():
+                    more, value = items.get()
                 if more:
                     yield value
                     if taken % (READ_AHEAD // 2) == 0:
@@ -256,7 +264,11 @@ class StreamFunction(Remote[P], Generic[P, T_co]):
         """As `stream`, on the caller's event loop."""
         arguments = self._encode(args, kwargs)
         async with contextlib.aclosing(self.client.stream(self, arguments)) as made:
-            async for item in made:
+            while True:
+                with host():
+                    item = await anext(made, _OVER)
+                if item is _OVER:
+                    return
                 yield item
 
 
@@ -354,6 +366,12 @@ def function(
         timeout_s=timeout_s,
     )
     return _Decorator(spec, name, example)
+
+
+def _waited(future: concurrent.futures.Future[Any]) -> Any:
+    # A replica that waits for another one must not hold the lane that the other may need.
+    with host():
+        return future.result()
 
 
 def _unknown_options(unknown: Iterable[str]) -> InvalidRequestError:

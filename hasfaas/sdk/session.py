@@ -109,8 +109,6 @@ class Session:
         self._pool = SegmentPool() if same_host else None
         self._reader = SegmentReader()
         self.broken = False
-        # Deployments under way, by name and version, so that calls which need the same one share it.
-        self.deploys: dict[tuple[str, str], asyncio.Task[pb.DeployResponse]] = {}
         self._ids = itertools.count(1)
         self._pending: dict[int, _One | _Many] = {}
         self._out: deque[pb.SessionCall] = deque()

@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import time
 
 from hasfaas import function
@@ -17,6 +18,12 @@ def again(x, ms=2):
 def once(x, ms=2):
     time.sleep(ms / 1000)
     return x, os.getpid()
+
+
+@function(slo_ms=100, memory="128MiB", timeout_s=30)
+def helped():
+    """Starts a process of its own, and leaves it running."""
+    return subprocess.Popen(["sleep", "1000"]).pid
 
 
 @function(slo_ms=100, memory="128MiB", timeout_s=60)

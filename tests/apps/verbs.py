@@ -82,3 +82,31 @@ class Unlucky(Exception):
         super().__init__(f"number {number}: {why}")
         self.number = number
         self.why = why
+
+
+@function(slo_ms=100, memory="256MiB")
+def returns_error(x):
+    """An exception as a value, not raised."""
+    return [ValueError(x)][0]
+
+
+@function(slo_ms=100, memory="256MiB")
+def noted():
+    error = ValueError("one \udcff byte")
+    error.add_note("look at the file")
+    raise error
+
+
+@function(slo_ms=100, memory="256MiB", replicas=(2, 3))
+def kept(x):
+    return os.getpid()
+
+
+@function(slo_ms=100, memory="256MiB", example=lambda batch: batch)
+class Warmed:
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, x):
+        self.seen.append(x)
+        return list(self.seen)

@@ -115,6 +115,48 @@ def test_a_remote_exception_is_its_own_type(backend: Gateway) -> None:
     assert verbs.boom.remote.__self__.name == "verbs.boom"
 
 
+def test_an_exception_may_be_a_value(backend: Gateway) -> None:
+    answer = verbs.returns_error.remote("as a value")
+    assert type(answer) is ValueError
+    assert answer.args == ("as a value",)
+
+
+def test_notes_and_odd_texts_of_exceptions_come_along(backend: Gateway) -> None:
+    with pytest.raises(ValueError, match="byte") as caught:
+        verbs.noted.remote()
+    assert caught.value.__notes__ == ["look at the file"]
+
+
+def test_the_least_of_the_replicas_is_kept(backend: Gateway) -> None:
+    verbs.kept.deploy()
+    eventually(lambda: len(backend.replicas("verbs.kept")) == 2)
+
+
+def test_an_example_warms_up_a_replica_before_the_first_call(backend: Gateway) -> None:
+    assert verbs.Warmed.remote(7) == [1, 1, 1, 7]
+
+
+def test_leaving_a_map_early_takes_the_rest_back(backend: Gateway, tmp_path: Path) -> None:
+    trace = tmp_path / "t"
+    results = verbs.touch.map([str(trace)] * 1000, map(str, range(1000)), [0.05] * 1000)
+    assert next(results) == "0"
+    results.close()
+    eventually(lambda: not backend.function("verbs.touch").queue_depth)
+    assert verbs.touch.remote(str(trace), "last") == "last"
+    assert len(trace.read_text().split()) < 10
+
+
+async def test_a_cancelled_await_takes_the_call_back(backend: Gateway, tmp_path: Path) -> None:
+    trace = tmp_path / "t"
+    busy = asyncio.ensure_future(verbs.touch.aio(str(trace), "first", 0.8))
+    await asyncio.to_thread(eventually, trace.exists)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(verbs.touch.aio(str(trace), "second"), 0.1)
+    assert await busy == "first"
+    assert await verbs.touch.aio(str(trace), "third") == "third"
+    assert trace.read_text().split() == ["first", "third"]
+
+
 def test_wrong_arguments_are_refused_before_they_are_sent(backend: Gateway) -> None:
     with pytest.raises(InvalidRequestError, match=r"verbs\.add\(x, y=1, \*, scale=1\).*missing"):
         verbs.add.remote()

@@ -381,6 +381,35 @@ def test_an_overrun_settled_twice_is_counted_once() -> None:
     assert (slots[0].overrun_ns, slots[0].used_ns) == (3 * MS, 13 * MS)
 
 
+@pytest.mark.parametrize("borrowed", [True, False])
+def test_only_borrowed_time_is_revoked(borrowed: bool) -> None:
+    slots = {0: Account(quota_ppm=PPM // 10, lend=1), 1: Account(quota_ppm=PPM // 2)}
+    lane = Row()
+    slots[0].tokens_ns = 0 if borrowed else 10 * MS
+    assert quota.acquire(lane, slots, 0, 0, TIMING).granted
+    end_ns = slots[0].lease_end_ns
+    assert end_ns == (5 * MS if borrowed else 10 * MS)
+    slots[1].tokens_ns = 10 * MS
+    assert not quota.acquire(lane, slots, 1, MS, TIMING).granted
+    assert slots[0].lease_end_ns == (MS if borrowed else end_ns)
+
+
+def test_one_that_idled_joins_within_a_lag_of_the_lane() -> None:
+    lane, slots = Row(v_ns=10 * SECOND), {0: Account(quota_ppm=PPM // 2)}
+    quota.acquire(lane, slots, 0, 0, TIMING)
+    assert slots[0].v_ns == 10 * SECOND - TIMING.lag_ns
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "ahead_ms", "then_ms"),
+    [(1, 50, 100, 2), (50, 25, 20, 40), (50, 1, 20, 100), (50, 1, -20, -100), (50, 0, 20, 20), (0, 50, 20, 0)],
+)
+def test_a_resize_restates_how_far_ahead_a_replica_is(old: int, new: int, ahead_ms: int, then_ms: int) -> None:
+    slots = {0: Account(quota_ppm=old * PPM // 100, v_ns=SECOND + ahead_ms * MS)}
+    quota.resize(Row(v_ns=SECOND), slots, 0, new * PPM // 100, 0, TIMING)
+    assert slots[0].v_ns == SECOND + then_ms * MS
+
+
 def test_a_quantum_above_the_window_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="quantum_ns"):
         Timing(window_ns=10 * MS, quantum_ns=20 * MS)

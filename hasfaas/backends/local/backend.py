@@ -91,7 +91,8 @@ class LocalBackend:
         _own_folder(settings.runtime_dir)
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
-        command = [sys.executable, "-m", "hasfaas.backends.local.server", "--ready-fd", str(write_fd)]
+        # -P: what lies in the working directory must not shadow what a gateway imports.
+        command = [sys.executable, "-P", "-m", "hasfaas.backends.local.server", "--ready-fd", str(write_fd)]
         with self._log().open("ab") as output:
             process = subprocess.Popen(
                 [*command, *(["--embedded"] if embedded else [])],

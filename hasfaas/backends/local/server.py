@@ -61,6 +61,7 @@ class Gateway:
                 window_ms=local.window_ms,
                 quantum_ms=local.quantum_ms,
                 start_timeout_s=settings.start_timeout_s,
+                settings_json=settings.to_json(),
                 resized=resized,
                 exited=exited,
             )
@@ -90,6 +91,7 @@ class Gateway:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGUSR1, self._keep)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
         await self._fleet.start()
         server = grpc.aio.server(options=SERVER_OPTIONS)
         functions_pb2_grpc.add_FunctionServiceServicer_to_server(self._service, server)
@@ -118,7 +120,6 @@ class Gateway:
 
     def _listen(self, server: grpc.aio.Server) -> None:
         path = self._settings.socket_path(GATEWAY_SOCKET)
-        path.unlink(missing_ok=True)  # we hold the lock, so whoever made it has gone
         mask = os.umask(0o177)
         try:
             if server.add_insecure_port(f"unix:{path}") == 0:
@@ -173,9 +174,13 @@ def main() -> int:
     try:
         settings = Settings.from_json(sys.stdin.read())
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        # Whoever sees our lock may send it, and it would end us before there is a handler: it waits until then.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
         if lock(settings.runtime_dir) is None:
             tell("taken")
             return 0
+        # We hold the lock, so whoever made it has gone; a client that finds both would call into nothing.
+        settings.socket_path(GATEWAY_SOCKET).unlink(missing_ok=True)
         asyncio.run(_serve(settings, arguments.embedded, lambda: tell("ready")))
     except (HasFaasError, OSError) as exc:
         log.exception("the gateway could not start")

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hasfaas.core.errors import InvalidRequestError
+from hasfaas.core.settings import DeviceSettings
+from hasfaas.devices.base import DeviceInfo
+from hasfaas.node.inventory import DEFAULT_SIM_MEMORY_BYTES, devices_of
+
+CORES = sorted(os.sched_getaffinity(0))
+TABLE = {"batches": [1, 2], "sm_percents": [50, 100], "latency_ms": [[4, 2], [6, 3]]}
+
+
+def sim(**options: Any) -> DeviceSettings:
+    return DeviceSettings(kind="sim", **options)
+
+
+def names(*settings: DeviceSettings) -> list[str]:
+    return [device.device_id for device in devices_of(settings)]
+
+
+def one(setting: DeviceSettings) -> DeviceInfo:
+    (device,) = devices_of([setting])
+    return device
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def test_devices_are_numbered_by_kind() -> None:
+    assert names(sim(), DeviceSettings(kind="cpu"), sim(count=2)) == ["sim0", "cpu0", "sim1", "sim2"]
+
+
+def test_an_id_is_the_name_and_the_base_of_several() -> None:
+    assert names(sim(id="big"), sim(id="small", count=2)) == ["big", "small0", "small1"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (sim(id="a"), sim(id="a")),
+        (sim(id="a0"), sim(id="a", count=2)),
+        (sim(id="sim1"), sim()),
+    ],
+)
+def test_two_of_one_name_are_refused_by_name(settings: tuple[DeviceSettings, ...]) -> None:
+    with pytest.raises(InvalidRequestError, match=r"two are named '(a|a0|sim1)'; give each its own id") as caught:
+        devices_of(settings)
+    assert caught.value.reason == "BAD_OPTION"
+
+
+@pytest.mark.parametrize("settings", [(DeviceSettings(count=2),), (DeviceSettings(), DeviceSettings(id="other"))])
+def test_the_cores_belong_to_one_device(settings: tuple[DeviceSettings, ...]) -> None:
+    with pytest.raises(InvalidRequestError, match="same cores"):
+        devices_of(settings)
+
+
+def test_no_settings_no_devices() -> None:
+    assert devices_of([]) == ()
+
+
+# -- what they are -----------------------------------------------------------------------------------------------------
+
+
+def test_a_cpu_device_has_this_processs_cores_and_the_machines_memory() -> None:
+    made = one(DeviceSettings(kind="cpu"))
+    assert (made.kind, made.units) == ("cpu", tuple(CORES))
+    assert made.memory_bytes > 2**28
+
+
+def test_a_cpu_device_can_be_smaller() -> None:
+    made = one(DeviceSettings(kind="cpu", cores=1, memory="1GiB", id="little"))
+    assert (made.device_id, made.units, made.memory_bytes) == ("little", (CORES[0],), 2**30)
+
+
+def test_more_cores_than_there_are_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match=f"cores={len(CORES) + 1}"):
+        devices_of([DeviceSettings(kind="cpu", cores=len(CORES) + 1)])
+
+
+def test_a_sim_device_is_what_was_written() -> None:
+    made = one(sim(sms=12, memory="8GiB", cold_start_s=0.5))
+    assert (made.kind, len(made.units), made.memory_bytes, made.cold_start_s) == ("sim", 12, 8 * 2**30, 0.5)
+    assert one(sim()).memory_bytes == DEFAULT_SIM_MEMORY_BYTES
+
+
+def test_each_sim_device_has_a_lanes_file_of_its_own() -> None:
+    files = {json.dumps(device.options, default=str, sort_keys=True) for device in devices_of([sim(count=3)])}
+    assert len(files) == 3
+    assert all(str(os.getpid()) in text for text in files)
+
+
+# -- profiles ----------------------------------------------------------------------------------------------------------
+
+
+def options(**settings: Any) -> str:
+    return json.dumps(one(sim(**settings)).options, default=str)
+
+
+def test_a_profile_is_a_table_or_a_file_of_one(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(TABLE))
+    assert options(profile=TABLE) == options(profile=path)
+    assert options(profile=TABLE) != options()
+
+
+def test_a_profile_can_hold_a_table_a_function(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps({"app.f": TABLE, "app.g": TABLE}))
+    assert "app.f" in options(profile=path)
+    assert "app.g" in options(profile=path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "No such file"),
+        ("no json", "cannot be read"),
+        ("[1, 2]", "holds a list, not a table"),
+        ('{"batches": [1]}', "keys"),
+        ('{"app.f": {"batches": [1]}}', "keys"),
+        ('{"app.f": 3}', "app.f"),
+    ],
+)
+def test_a_profile_that_is_none_is_a_typed_error_that_names_it(tmp_path: Path, text: str | None, words: str) -> None:
+    path = tmp_path / "profile.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InvalidRequestError, match=words) as caught:
+        devices_of([sim(profile=path)])
+    assert caught.value.reason == "BAD_PROFILE"
