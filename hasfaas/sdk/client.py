@@ -74,9 +74,8 @@ class Client:
         self._endpoint: Endpoint | None = None
         self._endpoint_lock = threading.Lock()
         self._sessions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Session] = weakref.WeakKeyDictionary()
-        self._builds: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Source, asyncio.Task[Deployable]]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._under_way: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, asyncio.Task[Any]]]
+        self._under_way = weakref.WeakKeyDictionary()
         self._deployed: dict[str, str] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_lock = threading.Lock()

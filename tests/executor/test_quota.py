@@ -394,6 +394,26 @@ def test_only_borrowed_time_is_revoked(borrowed: bool) -> None:
     assert slots[0].lease_end_ns == (MS if borrowed else end_ns)
 
 
+def test_one_that_is_alone_renews_once_a_window_and_no_oftener_than_it_can_pay() -> None:
+    for share, grants in ((PPM, 12), (PPM // 2, 51)):
+        world = VirtualLane(TIMING)
+        index = world.add(share, saturated(), unit_ns=MS)
+        world.run_until(SECOND)
+        assert world.slots[index].grants == pytest.approx(grants, abs=2)
+
+
+@settings(max_examples=40, deadline=None)
+@given(arrival_ns=st.integers(SECOND, 2 * SECOND))
+def test_who_comes_later_waits_for_one_lease_of_one_that_was_alone(arrival_ns: int) -> None:
+    world = VirtualLane(TIMING, wake_ns=50_000)
+    alone = world.add(PPM, saturated(), unit_ns=MS)
+    plan = itertools.chain([(arrival_ns, 5 * MS)], itertools.repeat((SECOND, MS)))
+    comer = world.add(PPM // 2, plan, unit_ns=MS)
+    world.run_until(arrival_ns + SECOND // 2)
+    assert world.slots[comer].wait_ns <= TIMING.quantum_ns + 2 * MS
+    assert world.slots[alone].used_ns > 0.9 * SECOND
+
+
 def test_one_that_idled_joins_within_a_lag_of_the_lane() -> None:
     lane, slots = Row(v_ns=10 * SECOND), {0: Account(quota_ppm=PPM // 2)}
     quota.acquire(lane, slots, 0, 0, TIMING)
