@@ -299,11 +299,17 @@ class Replica:
 
     def _decoded(self, item: WorkItem, blob: memoryview) -> Arguments:
         if item.segment:
-            blob = self.reader.view(Segment(item.segment, payload.blob_bytes(item.sizes)))
+            blob = self._mapped(Segment(item.segment, payload.blob_bytes(item.sizes)))
         received = payload.from_bytes(item.codec, item.head, item.sizes, blob)
         given = Arguments(*payload.decode_arguments(received, allow_pickle=True))
         with _users_code():
             return self.target.decoded(given)
+
+    def _mapped(self, segment: Segment) -> memoryview:
+        """Shared memory is not behind the wall of the process, so its share is counted here."""
+        if segment.nbytes > self.config.memory_bytes:
+            raise MemoryError(f"arguments of {format_memory(segment.nbytes)}")
+        return self.reader.view(segment)
 
     def _run_group(self, calls: list[Arguments], *, batched: bool) -> list[Any]:
         """One outcome a call, `_Failed` where it raised. A batch that raises is run again call by call: a bad
