@@ -138,6 +138,7 @@ class Fleet:
             self._undo_deploy(deployed, before)
             raise
         await asyncio.gather(*(self._retire(member) for member in old))
+        self.agent.close_nurseries(record.name, keep_version=record.version)
         self._ensure(record.name)
 
     def _undo_deploy(self, deployed: _Deployed, before: FunctionRecord | None) -> None:
@@ -156,6 +157,7 @@ class Fleet:
         if deployed is not None:
             self._forget(name)
             await asyncio.gather(*(self._retire(member) for member in list(deployed.members.values())))
+            self.agent.close_nurseries(name)
 
     async def scale(self, record: FunctionRecord, change: Sizing) -> float:
         deployed = self._functions[record.name]
@@ -308,6 +310,7 @@ class Fleet:
                 signature=record.signature,
                 batch_max=record.spec.batch.max_size if record.spec.batch else None,
                 want=want,
+                share_init=record.spec.share_init,
             )
         )
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -170,6 +170,7 @@ FUNCTION_OPTIONS: Schema = {
     "replicas": _option(Reader(_read_replicas), lambda value: _spec(min_replicas=value[0], max_replicas=value[1])),
     "timeout_s": _option(keys.number("seconds"), lambda value: _spec(timeout_s=value)),
     "idempotent": _option(keys.boolean(), lambda value: _spec(idempotent=value)),
+    "share_init": _option(keys.boolean(), lambda value: _spec(share_init=value)),
     "batch": {
         "max_size": _option(keys.whole("calls"), lambda value: Batch(max_size=value)),
         "max_wait_ms": _option(keys.number("milliseconds"), lambda value: Batch(max_wait_ms=value)),

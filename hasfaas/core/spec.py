@@ -80,7 +80,8 @@ class FunctionSpec:
     """The options of one function.
 
     `slo_ms` at `slo_percentile` is the promise. `memory_bytes` is the wall of each replica. `device` names a device or
-    a kind, or "auto". `idempotent` calls may run again after a replica died. `timeout_s` bounds a call
+    a kind, or "auto". `idempotent` calls may run again after a replica died. With `share_init` replicas
+    fork from a process that has run `__init__`. `timeout_s` bounds a call
     whose caller gives no other bound.
     """
 
@@ -92,6 +93,7 @@ class FunctionSpec:
     min_replicas: int = 0
     max_replicas: int = 8
     idempotent: bool = False
+    share_init: bool = False
     timeout_s: float = DEFAULT_TIMEOUT_S
 
     def __attrs_post_init__(self) -> None:
@@ -108,8 +110,9 @@ class FunctionSpec:
             raise _bad(
                 "replicas", counts, f"give (least, most) with 0 <= least <= most and 1 <= most <= {MOST_REPLICAS}"
             )
-        if not isinstance(self.idempotent, bool):
-            raise _bad("idempotent", self.idempotent, "give True or False")
+        for name in ("idempotent", "share_init"):
+            if not isinstance(getattr(self, name), bool):
+                raise _bad(name, getattr(self, name), "give True or False")
         if not _is_number(self.timeout_s) or not 0.0 < self.timeout_s <= 86_400.0:
             raise _bad("timeout_s", self.timeout_s, "give seconds above 0 and up to 86400")
         if not isinstance(self.device, str) or not self.device:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import select
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import attrs
 
@@ -46,12 +46,15 @@ class Execution:
 class Inbox:
     """Work in the order it came, cancellations applied."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, released: Callable[[str], None]) -> None:
+        """`released` is told of each segment of ours that its reader has mapped."""
         self._sock = sock
+        self._released = released
         self._reader = FrameReader(frames.MAX_BATCH_HEAD_BYTES)
         self._work: deque[Execution] = deque()
         # Calls that have arrived and not been answered: news of others comes too late and is dropped.
-        self._open: set[int] = set()
+        # The value says whether the caller reads segments of shared memory.
+        self._open: dict[int, bool] = {}
         self._cancelled: set[int] = set()
         self._credit: dict[int, int] = {}
         self._shutdown = False
@@ -103,9 +106,13 @@ class Inbox:
         """Blocks until something arrives."""
         self._receive()
 
+    def replies_in_segments(self, call_id: int) -> bool:
+        """Whether the caller can read a result in shared memory."""
+        return self._open.get(call_id, False)
+
     def forget(self, call_id: int) -> None:
         """The call has ended; what is left of it is dropped."""
-        self._open.discard(call_id)
+        self._open.pop(call_id, None)
         self._cancelled.discard(call_id)
         self._credit.pop(call_id, None)
 
@@ -136,7 +143,7 @@ class Inbox:
         match frame.kind:
             case FrameKind.EXECUTE:
                 execution = Execution(tuple(frames.unpack_execute(frame)), frame.dropped)
-                self._open.update(item.call_id for item, _ in execution.items)
+                self._open.update((item.call_id, item.replies_in_segments) for item, _ in execution.items)
                 self._work.append(execution)
             case FrameKind.CANCEL:
                 if frame.call_id in self._open:
@@ -148,6 +155,8 @@ class Inbox:
                     self._credit[frame.call_id] = self._credit.get(frame.call_id, 0) + granted
             case FrameKind.SHUTDOWN:
                 self._shutdown = True
+            case FrameKind.RELEASE:
+                self._released(str(frame.head))
             case _:
                 raise AssertionError(f"a gateway does not send {frame.kind.name}")
 

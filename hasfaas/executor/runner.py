@@ -40,6 +40,7 @@ from hasfaas.executor.target import Target
 from hasfaas.executor.tokens import SlotLease, TokenTable
 from hasfaas.wire import frames, payload
 from hasfaas.wire.frames import FrameKind, RawPayload, WorkItem
+from hasfaas.wire.segments import THRESHOLD_BYTES, Segment, SegmentPool, SegmentReader
 from hasfaas.wire.pickle_path import describe
 from hasfaas.wire.status import is_ours, to_status, user_exception_to_status
 
@@ -52,14 +53,24 @@ EXIT_BROKEN = 1
 EXIT_START_FAILED = 3
 
 
-def main(config: ReplicaConfig, sock: socket.socket, life_fd: int) -> NoReturn:
+@attrs.frozen
+class Prepared:
+    """A function that is loaded and built: all of a replica that can be had without a lane."""
+
+    target: Target
+    raw: object
+
+
+def main(config: ReplicaConfig, sock: socket.socket, life_fd: int, prepared: Prepared | None = None) -> NoReturn:
     """Runs a replica to its end and exits the process: 0 when told to end, 3 when the function could not
-    start, 1 when this code failed (its traceback is in the log)."""
+    start, 1 when this code failed (its traceback is in the log). `prepared` comes with a fork of a parent that has
+    loaded the function already."""
     _end_with_agent(life_fd)
-    inbox = Inbox(sock)
+    pool = SegmentPool()
+    inbox = Inbox(sock, pool.give_back)
     code = 0
     try:
-        replica = _start(config, inbox)
+        replica = _start(config, inbox, pool, prepared)
         if replica is None:
             code = EXIT_START_FAILED
         else:
@@ -70,22 +81,28 @@ def main(config: ReplicaConfig, sock: socket.socket, life_fd: int) -> NoReturn:
         code = EXIT_BROKEN
         traceback.print_exc()
     finally:
+        pool.close()
         _flush()
         os._exit(code)
 
 
 def _end_with_agent(life_fd: int) -> None:
+    """The kernel ends us with the agent; a thread is for an agent that died in the instant before the kernel was asked."""
+    die_with_agent(life_fd)
+    threading.Thread(target=_watch_agent, args=(life_fd,), name="agent-watch", daemon=True).start()
+
+
+def die_with_agent(life_fd: int) -> None:
     """The agent holds the other end of this pipe and never writes: the end of file is its death, and ours.
 
     The kernel is asked to kill our group then, since user code may never let a thread of ours run (a regular expression
-    that backtracks). The thread is for the instant before it was asked.
+    that backtracks).
     """
     # Opened anew: signals belong to an open file, and all replicas were given the same one.
     descriptor = os.open(f"/proc/self/fd/{life_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     fcntl.fcntl(descriptor, fcntl.F_SETOWN, -os.getpgrp())
     fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
-    threading.Thread(target=_watch_agent, args=(life_fd,), name="agent-watch", daemon=True).start()
 
 
 def _watch_agent(life_fd: int) -> None:
@@ -93,7 +110,7 @@ def _watch_agent(life_fd: int) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _start(config: ReplicaConfig, inbox: Inbox) -> Replica | None:
+def _start(config: ReplicaConfig, inbox: Inbox, pool: SegmentPool, prepared: Prepared | None) -> Replica | None:
     began_s = time.monotonic()
     try:
         stream = base.enter(config.part)
@@ -102,12 +119,7 @@ def _start(config: ReplicaConfig, inbox: Inbox) -> Replica | None:
         table.attach(config.slot)
         lease = SlotLease(table, config.slot, stream)
         leases.install(UsersLease(lease, threading.get_ident()))
-        hand_over(config.settings_json)
-        blob = Path(config.bundle_path).read_bytes()
-        key = load_or_create_key(Path(config.key_path))
-        _set_memory_wall(config.memory_bytes)
-        loaded = loader.load(blob, bytes.fromhex(config.signature_hex), key, Path(config.work_dir))
-        replica = _build(config, inbox, lease, stream, loaded)
+        replica = _build(config, inbox, lease, stream, prepared or prepare(config), pool)
         left_s = config.cold_start_s - (time.monotonic() - began_s)
         if left_s > 0.0:
             time.sleep(left_s)
@@ -116,20 +128,38 @@ def _start(config: ReplicaConfig, inbox: Inbox) -> Replica | None:
     except Closed:
         raise
     except BaseException as exc:
-        inbox.send(frames.pack(FrameKind.FAILED, body=[_status(exc, config)]))
+        inbox.send(frames.pack(FrameKind.FAILED, body=[status_of(exc, config)]))
         return None
 
 
-def _build(
-    config: ReplicaConfig, inbox: Inbox, lease: SlotLease, stream: base.Stream, loaded: loader.Loaded
-) -> Replica:
+def prepare(config: ReplicaConfig) -> Prepared:
+    """Loads the bundle behind the memory wall, after all its checks, and builds the user's object.
+
+    Raises what loader.load raises, and the user's own exceptions as `status_of` knows them.
+    """
+    hand_over(config.settings_json)
+    blob = Path(config.bundle_path).read_bytes()
+    key = load_or_create_key(Path(config.key_path))
+    _set_memory_wall(config.memory_bytes)
+    loaded = loader.load(blob, bytes.fromhex(config.signature_hex), key, Path(config.work_dir))
     with _users_code():
-        target = Target.build(Kind(loaded.kind), loaded.target)
+        return Prepared(Target.build(Kind(loaded.kind), loaded.target), loaded.target)
+
+
+def _build(
+    config: ReplicaConfig,
+    inbox: Inbox,
+    lease: SlotLease,
+    stream: base.Stream,
+    prepared: Prepared,
+    pool: SegmentPool,
+) -> Replica:
+    target = prepared.target
     calibration = gates.Calibration(lease.gate)
-    modules = gates.find_modules(target.owner, loaded.target)
+    modules = gates.find_modules(target.owner, prepared.raw)
     calibration.watch(modules)
-    replica = Replica(config, inbox, lease, stream, target, calibration, modules)
-    example: Callable[[int], Any] | None = getattr(loaded.target, "__hasfaas_example__", None)
+    replica = Replica(config, inbox, lease, stream, target, calibration, modules, pool)
+    example: Callable[[int], Any] | None = getattr(prepared.raw, "__hasfaas_example__", None)
     if example is not None:
         replica.warm_up(example)
     return replica
@@ -206,6 +236,8 @@ class Replica:
     target: Target
     calibration: gates.Calibration
     modules: dict[str, nn.Module]
+    pool: SegmentPool
+    reader: SegmentReader = attrs.field(factory=SegmentReader)
     calibrated_batch: int = 1
 
     def warm_up(self, example: Callable[[int], Any]) -> None:
@@ -266,10 +298,18 @@ class Replica:
                 self._answer(calls[index][0], outcome)
 
     def _decoded(self, item: WorkItem, blob: memoryview) -> Arguments:
+        if item.segment:
+            blob = self._mapped(Segment(item.segment, payload.blob_bytes(item.sizes)))
         received = payload.from_bytes(item.codec, item.head, item.sizes, blob)
         given = Arguments(*payload.decode_arguments(received, allow_pickle=True))
         with _users_code():
             return self.target.decoded(given)
+
+    def _mapped(self, segment: Segment) -> memoryview:
+        """Shared memory is not behind the wall of the process, so its share is counted here."""
+        if segment.nbytes > self.config.memory_bytes:
+            raise MemoryError(f"arguments of {format_memory(segment.nbytes)}")
+        return self.reader.view(segment)
 
     def _run_group(self, calls: list[Arguments], *, batched: bool) -> list[Any]:
         """One outcome a call, `_Failed` where it raised. A batch that raises is run again call by call: a bad
@@ -303,11 +343,22 @@ class Replica:
                 raise outcome.error
             with _users_code():
                 value = self.target.encoded(outcome)
-            pieces = frames.pack_payload(FrameKind.RESULT, call_id, encode_raw(value, "result"))
+            pieces = frames.pack_payload(FrameKind.RESULT, call_id, self._encoded(call_id, value, "result"))
         except Exception as exc:
-            pieces = frames.pack(FrameKind.ERROR, call_id, body=[_status(exc, self.config)])
+            pieces = frames.pack(FrameKind.ERROR, call_id, body=[status_of(exc, self.config)])
         self.inbox.forget(call_id)
         self.inbox.send(pieces)
+
+    def _encoded(self, call_id: int, value: object, name: str) -> RawPayload:
+        """A value as a payload that is only passed on; a large one in a segment where the caller can read it. Raises
+        SerializationError naming what cannot be sent."""
+        made = payload.encode(value, name=name)
+        pieces, nbytes = payload.segments(made), payload.blob_bytes(made.lengths)
+        if nbytes >= THRESHOLD_BYTES and self.inbox.replies_in_segments(call_id):
+            segment = self.pool.write(pieces, nbytes)
+            if segment is not None:
+                return RawPayload(int(made.codec), made.head, made.lengths, (), segment.name)
+        return RawPayload(int(made.codec), made.head, made.lengths, tuple(pieces))
 
     def _stream(self, item: WorkItem, blob: memoryview) -> None:
         call_id = item.call_id
@@ -317,7 +368,7 @@ class Replica:
         except Closed:
             raise
         except Exception as exc:
-            pieces = frames.pack(FrameKind.ERROR, call_id, body=[_status(exc, self.config)])
+            pieces = frames.pack(FrameKind.ERROR, call_id, body=[status_of(exc, self.config)])
         self.inbox.forget(call_id)
         self.inbox.send(pieces)
 
@@ -339,7 +390,7 @@ class Replica:
                     self.lease.release()
                 with _users_code():
                     value = self.target.encoded(value)
-                encoded = encode_raw(value, "item")
+                encoded = self._encoded(call_id, value, "item")
                 self._wait_credit(call_id)
                 self.inbox.send(frames.pack_payload(FrameKind.ITEM, call_id, encoded))
                 if not self.lease.held:
@@ -370,13 +421,7 @@ def is_own(exc: BaseException) -> bool:
     return frame is not None and is_ours(frame.tb_frame.f_code.co_filename)
 
 
-def encode_raw(value: object, name: str) -> RawPayload:
-    """A value as a payload that is only passed on. Raises SerializationError naming what cannot be."""
-    made = payload.encode(value, name=name)
-    return RawPayload(int(made.codec), made.head, made.lengths, tuple(payload.segments(made)))
-
-
-def _status(exc: BaseException, config: ReplicaConfig) -> bytes:
+def status_of(exc: BaseException, config: ReplicaConfig) -> bytes:
     """The status of whatever was raised. Running into the memory wall is told as such."""
     cause = exc.cause if isinstance(exc, _UserFailure) else exc
     if _is_memory_error(cause):

@@ -43,6 +43,7 @@ class ReplicaRequest:
     signature: bytes
     batch_max: int | None
     want: Want
+    share_init: bool = False
 
 
 @attrs.define(eq=False)
@@ -93,6 +94,7 @@ class NodeAgent:
         self._lanes: dict[tuple[str, int], Lane] = {}
         self._tables: dict[str, TokenTable] = {}
         self._zygotes: dict[Environment, asyncio.Task[Zygote]] = {}
+        self._nurseries: dict[tuple[str, str], asyncio.Task[Zygote]] = {}
         self._ids = itertools.count(1)
         self.replicas: dict[str, Replica] = {}
         # Replicas hold the reading end. Nobody writes: the end of file tells them that this agent has died.
@@ -118,7 +120,7 @@ class NodeAgent:
             self.kill(replica.replica_id)
         forked = [replica for replica in self.replicas.values() if replica.pid]
         await asyncio.gather(*(asyncio.wait_for(r.ended.wait(), 5.0) for r in forked), return_exceptions=True)
-        for task in self._zygotes.values():
+        for task in [*self._nurseries.values(), *self._zygotes.values()]:
             if task.done() and not task.cancelled() and task.exception() is None:
                 task.result().close()
             else:
@@ -183,10 +185,10 @@ class NodeAgent:
         return replica
 
     async def _fork(self, replica: Replica, config: ReplicaConfig, channel: socket.socket) -> None:
-        zygote = await self._zygote(Environment.of(replica.request.python, replica.request.packages))
+        parent = await self._parent(replica.request, config)
         log_fd = os.open(replica.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            replica.pid = await zygote.fork(config, (channel.fileno(), self._life_read, log_fd))
+            replica.pid = await parent.fork(config, (channel.fileno(), self._life_read, log_fd))
         finally:
             os.close(log_fd)
         try:
@@ -278,10 +280,32 @@ class NodeAgent:
             self._tables[device_id].resize(self.replicas[replica_id].slot, ppm(quota_percent))
             self._on_resized(replica_id, quota_percent)
 
+    def close_nurseries(self, function: str, *, keep_version: str | None = None) -> None:
+        """Ends the parents of a function's replicas, but for those of one version. Replicas go on without them."""
+        for name, version in list(self._nurseries):
+            if name == function and version != keep_version:
+                task = self._nurseries.pop((name, version))
+                if task.done() and not task.cancelled() and task.exception() is None:
+                    task.result().close()
+                else:
+                    task.cancel()
+
+    async def _parent(self, request: ReplicaRequest, config: ReplicaConfig) -> Zygote:
+        """What the replica forks from: its zygote, or, with `share_init`, a child of that which has run `__init__`."""
+        zygote = await self._zygote(Environment.of(request.python, request.packages))
+        if not request.share_init:
+            return zygote
+        key = (request.function, request.version)
+        task = _usable(self._nurseries.get(key))
+        if task is None:
+            name = f"{request.function}-parent"
+            log = self._log_dir / f"{name}-{os.getpid()}.log"
+            born = zygote.nursery(attrs.evolve(config, replica_id=name), self._life_read, log, self._start_timeout_s)
+            task = self._nurseries[key] = asyncio.ensure_future(born)
+        return await asyncio.shield(task)
+
     async def _zygote(self, environment: Environment) -> Zygote:
-        task = self._zygotes.get(environment)
-        if task is not None and task.done() and (task.cancelled() or task.exception() or not task.result().alive):
-            task = None
+        task = _usable(self._zygotes.get(environment))
         if task is None:
             log = self._log_dir / f"zygote-{os.getpid()}-{len(self._zygotes)}.log"
             task = asyncio.ensure_future(Zygote.start(environment, log, self._zygote_reports, self._start_timeout_s))
@@ -329,6 +353,13 @@ class NodeAgent:
             self._apply(replica.device_id, seating.changed(lane.seats, seats))
         else:
             del self._lanes[key]
+
+
+def _usable(task: asyncio.Task[Zygote] | None) -> asyncio.Task[Zygote] | None:
+    """A parent that is being made or lives; None for one that failed or has died."""
+    if task is None or not task.done():
+        return task
+    return task if not task.cancelled() and task.exception() is None and task.result().alive else None
 
 
 def _table_path(device_id: str) -> Path:

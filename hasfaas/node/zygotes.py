@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import attrs
+from google.rpc import status_pb2
 
-from hasfaas.core.errors import BackendError, IncompatibleError
+from hasfaas.core.errors import BackendError, HasFaasError, IncompatibleError
 from hasfaas.executor.config import ReplicaConfig
+from hasfaas.wire.status import from_status
 
 MAX_MESSAGE_BYTES = 1 << 20
 # Heavy libraries that are known to import with one thread and without touching a GPU.
@@ -37,12 +39,11 @@ class Environment:
 
 
 class Zygote:
-    """One running zygote. `exited(pid, exit code)` is called for each replica that ends."""
+    """One running parent of replicas: a zygote, or a nursery, which is a zygote's child that has run a function's
+    `__init__`. `exited(pid, exit code)` is called for each child that ends."""
 
-    def __init__(
-        self, environment: Environment, process: subprocess.Popen[bytes], control: socket.socket, log: Path
-    ) -> None:
-        self.environment = environment
+    def __init__(self, name: str, process: subprocess.Popen[bytes] | None, control: socket.socket, log: Path) -> None:
+        self.name = name
         self.process = process
         self._control = control
         self._log = log
@@ -88,16 +89,38 @@ class Zygote:
         finally:
             theirs.close()
         ours.setblocking(False)
-        zygote = cls(environment, process, ours, log)
+        zygote = cls(f"the zygote of {environment.python}", process, ours, log)
         zygote._exited = exited
-        hello = zygote._expect("hello")
-        asyncio.get_running_loop().add_reader(ours, zygote._receive)
+        await zygote._greeted(timeout_s)
+        return zygote
+
+    async def nursery(self, config: ReplicaConfig, life_fd: int, log: Path, timeout_s: float) -> Zygote:
+        """Forks a child that builds the function of `config` and from then on forks its replicas.
+
+        Raises what kept the function from being built, or InvalidRequestError for what its process holds then.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        nursery = Zygote(f"the parent of {config.function}", None, ours, log)
+        nursery._exited = self._exited
+        log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            greeted = asyncio.ensure_future(nursery._greeted(timeout_s))
+            await self._forked("nursery", config, (theirs.fileno(), life_fd, log_fd))
+        finally:
+            theirs.close()
+            os.close(log_fd)
+        await greeted
+        return nursery
+
+    async def _greeted(self, timeout_s: float) -> None:
+        hello = self._expect("hello")
+        asyncio.get_running_loop().add_reader(self._control, self._receive)
         try:
             await asyncio.wait_for(hello, timeout_s)
         except TimeoutError as exc:
-            zygote.close()
-            raise BackendError(f"a zygote of {environment.python} was not ready in {timeout_s:g} s") from exc
-        return zygote
+            self.close()
+            raise BackendError(f"{self.name} was not ready in {timeout_s:g} s") from exc
 
     async def check(self, bundle: Path) -> tuple[str, ...]:
         """What keeps this interpreter from loading a bundle, in words; empty when nothing does."""
@@ -110,15 +133,20 @@ class Zygote:
 
     async def fork(self, config: ReplicaConfig, fds: Sequence[int]) -> int:
         """Forks a replica that gets copies of `fds` (channel, life line, log); its pid."""
+        return await self._forked("fork", config, fds)
+
+    async def _forked(self, what: str, config: ReplicaConfig, fds: Sequence[int]) -> int:
         answer = self._expect(config.replica_id)
-        self._send({"op": "fork", "config": config.to_dict()}, fds)
+        self._send({"op": what, "config": config.to_dict()}, fds)
         pid = (await answer)["pid"]
         assert isinstance(pid, int)
         return pid
 
     def close(self) -> None:
-        """Closes our end, upon which the zygote ends, and collects it."""
+        """Closes our end, upon which it ends; a zygote is collected here, a nursery by its zygote."""
         self._lost()
+        if self.process is None:
+            return
         try:
             self.process.wait(1.0)
         except subprocess.TimeoutExpired:
@@ -158,7 +186,9 @@ class Zygote:
             case "exited":
                 self._exited(message["pid"], message["code"])
             case "refused":
-                self._fail(BackendError(f"a zygote of {self.environment.python} cannot fork: {message['why']}"))
+                self._fail(BackendError(f"{self.name} cannot fork: {message['why']}"))
+            case "failed":
+                self._fail(from_status(status_pb2.Status.FromString(bytes.fromhex(message["status"]))))
 
     def _answer(self, key: str, message: Mapping[str, object]) -> None:
         future = self._waiting.pop(key, None)
@@ -172,7 +202,7 @@ class Zygote:
             self._control.close()
             self._fail(self._death())
 
-    def _fail(self, exc: BackendError) -> None:
+    def _fail(self, exc: HasFaasError) -> None:
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             if not future.done():
@@ -183,4 +213,4 @@ class Zygote:
             tail = self._log.read_text(errors="replace")[-2000:]
         except OSError:
             tail = ""
-        return BackendError(f"the zygote of {self.environment.python} ended; the end of its output:\n{tail}")
+        return BackendError(f"{self.name} ended; the end of its output:\n{tail}")

@@ -298,7 +298,7 @@ class Client:
 
     async def _open(self) -> Session:
         endpoint = await asyncio.to_thread(self._find)
-        session = self._sessions[asyncio.get_running_loop()] = Session(endpoint.address)
+        session = self._sessions[asyncio.get_running_loop()] = Session(endpoint.address, same_host=endpoint.trusted)
         return session
 
     def _find(self) -> Endpoint:

@@ -331,6 +331,7 @@ def function(
     device: str = "auto",
     replicas: tuple[int, int] = (0, 8),
     idempotent: bool = False,
+    share_init: bool = False,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     example: Callable[[int], Any] | None = None,
     name: str | None = None,
@@ -340,7 +341,8 @@ def function(
 
     `slo_ms` at `slo_percentile`: the promised latency. `batch`: dynamic batching (arrays stacked on axis 0). `memory`: the
     wall of each replica ("2GiB" or bytes). `device`: "auto", a kind ("cpu", "sim") or a device's name. `replicas`: (least,
-    most). `idempotent`: calls may run again after a replica died. `timeout_s`: how long a call may take in all.
+    most). `idempotent`: calls may run again after a replica died. `share_init`: replicas fork from a process that has run
+    `__init__`. `timeout_s`: how long a call may take in all.
     `example`: callable(batch) -> arguments, to warm up and to place the gates. `name`: "<file>.<function>" by default.
 
     Raises InvalidRequestError that names a bad option, its value and the cure.
@@ -360,6 +362,7 @@ def function(
         min_replicas=replicas[0],
         max_replicas=replicas[1],
         idempotent=idempotent,
+        share_init=share_init,
         timeout_s=timeout_s,
     )
     return _Decorator(spec, name, example)

@@ -60,6 +60,10 @@ class ReplicaChannel(asyncio.BufferedProtocol):
         """Lets a stream send so many more items."""
         self._write(frames.pack(FrameKind.CREDIT, call_id, items))
 
+    def release(self, segment: str) -> None:
+        """A result's segment has been mapped by its reader, or never will be."""
+        self._write(frames.pack(FrameKind.RELEASE, 0, segment))
+
     def shutdown(self) -> None:
         """Asks the replica to end after what it was sent."""
         self._write(frames.pack(FrameKind.SHUTDOWN))
@@ -99,9 +103,9 @@ class ReplicaChannel(asyncio.BufferedProtocol):
         events = self._events
         match frame.kind:
             case FrameKind.RESULT:
-                events.result(frame.call_id, frames.unpack_payload(frame))
+                events.result(frame.call_id, frames.unpack_payload(frame, self))
             case FrameKind.ITEM:
-                events.item(frame.call_id, frames.unpack_payload(frame))
+                events.item(frame.call_id, frames.unpack_payload(frame, self))
             case FrameKind.END:
                 events.end(frame.call_id)
             case FrameKind.ERROR:
@@ -110,7 +114,7 @@ class ReplicaChannel(asyncio.BufferedProtocol):
                 events.ready()
             case FrameKind.FAILED:
                 events.failed(_status(frame))
-            case FrameKind.EXECUTE | FrameKind.CANCEL | FrameKind.CREDIT | FrameKind.SHUTDOWN:
+            case FrameKind.EXECUTE | FrameKind.CANCEL | FrameKind.CREDIT | FrameKind.SHUTDOWN | FrameKind.RELEASE:
                 raise InvalidRequestError(f"a replica sent {frame.kind.name}, which only a gateway sends")
 
     def eof_received(self) -> bool:

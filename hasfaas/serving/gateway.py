@@ -27,7 +27,8 @@ from hasfaas.serving.router import Call, Router
 from hasfaas.serving.views import device_to_proto, function_to_proto
 from hasfaas.wire import bundle as bundles
 from hasfaas.wire.convert import spec_from_proto
-from hasfaas.wire.frames import RawPayload
+from hasfaas.wire.frames import RawPayload, SegmentOwner
+from hasfaas.wire.lots import lot
 from hasfaas.wire.payload import blob_bytes
 from hasfaas.wire.status import from_status, to_status, trimmed
 from hasfaas.wire.v1 import functions_pb2 as pb
@@ -161,7 +162,8 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
         writer = asyncio.ensure_future(session.write_to(context))
         try:
             async for request in request_iterator:
-                session.take(request)
+                for frame in request.frames:
+                    session.take(frame)
             # The client has said all that it will, and may still read.
             session.finish()
             await writer
@@ -346,9 +348,10 @@ class _Session:
         self._service = service
         self._router = router
         self._calls: dict[int, Call] = {}
+        self._lent: dict[str, SegmentOwner] = {}
         self._partial: dict[int, _Partial] = {}
         self._partial_bytes = 0
-        self._out: deque[pb.SessionResponse] = deque()
+        self._out: deque[pb.SessionAnswer] = deque()
         self._some = asyncio.Event()
         self._finishing = False
 
@@ -358,7 +361,7 @@ class _Session:
         out = self._out
         while True:
             while out:
-                await context.write(out.popleft())
+                await context.write(pb.SessionResponse(frames=lot(out)))
             if self._finishing and not self._calls:
                 return
             self._some.clear()
@@ -370,7 +373,7 @@ class _Session:
         self._partial.clear()
         self._some.set()
 
-    def take(self, request: pb.SessionRequest) -> None:
+    def take(self, request: pb.SessionCall) -> None:
         """One frame from the client. What is wrong with it is an answer to that call, never the end of the session."""
         call_id = request.call_id
         match request.WhichOneof("frame"):
@@ -387,6 +390,10 @@ class _Session:
                 call = self._calls.get(call_id)
                 if call is not None:
                     self._router.credit(call, request.credit.items)
+            case "release":
+                owner = self._lent.pop(request.release, None)
+                if owner is not None:
+                    owner.release(request.release)
 
     def close(self) -> None:
         """The client has left: what has not been answered is taken back."""
@@ -394,25 +401,32 @@ class _Session:
             self._router.cancel(call)
         self._calls.clear()
         self._partial.clear()
+        # What the client has mapped stays locked by it for as long as it looks.
+        for segment, owner in self._lent.items():
+            owner.release(segment)
+        self._lent.clear()
 
-    def send(self, response: pb.SessionResponse) -> None:
+    def send(self, response: pb.SessionAnswer) -> None:
         """Queues one frame for the client."""
         self._out.append(response)
         self._some.set()
 
     def send_payload(self, call_id: int, field: str, payload: RawPayload) -> None:
-        """A payload, its blob cut into chunks when it is large."""
+        """A payload, its blob cut into chunks when it is large and not in a segment."""
+        if payload.owner is not None:
+            self._lent[payload.segment] = payload.owner
         blob = payload.chunks[0] if len(payload.chunks) == 1 else b"".join(payload.chunks)
         first = payload_pb2.Payload(
             codec=payload.codec,  # type: ignore[arg-type]
             head=payload.head,
             sizes=payload.sizes,
             data=bytes(blob[:CHUNK_BYTES]),
+            segment=payload.segment,
         )
-        self.send(pb.SessionResponse(call_id=call_id, **{field: first}))  # type: ignore[arg-type]
+        self.send(pb.SessionAnswer(call_id=call_id, **{field: first}))  # type: ignore[arg-type]
         for start in range(CHUNK_BYTES, len(blob), CHUNK_BYTES):
             chunk = bytes(blob[start : start + CHUNK_BYTES])
-            self.send(pb.SessionResponse(call_id=call_id, chunk=chunk))
+            self.send(pb.SessionAnswer(call_id=call_id, chunk=chunk))
 
     def ended(self, call_id: int) -> None:
         """The call has answered."""
@@ -424,7 +438,8 @@ class _Session:
                 call_id, InvalidRequestError(f"call_id={call_id} is in use; give each call of a session its own")
             )
             return
-        missing = blob_bytes(tuple(request.arguments.sizes)) - len(request.arguments.data)
+        whole = 0 if request.arguments.segment else blob_bytes(tuple(request.arguments.sizes))
+        missing = whole - len(request.arguments.data)
         if missing <= 0:
             self._submit(call_id, request, [request.arguments.data])
         elif self._partial_bytes + missing > MAX_PARTIAL_BYTES:
@@ -453,7 +468,12 @@ class _Session:
     def _submit(self, call_id: int, request: pb.InvokeRequest, chunks: Sequence[bytes]) -> None:
         sink = _SessionSink(self, call_id)
         try:
-            call = self._service.submit(request, _raw(request.arguments, chunks), sink, request.timeout_s or None)
+            call = self._service.submit(
+                request,
+                _raw(request.arguments, chunks, replies_in_segments=request.segments),
+                sink,
+                request.timeout_s or None,
+            )
         except HasFaasError as exc:
             self._fail(call_id, exc)
             return
@@ -461,7 +481,7 @@ class _Session:
             self._calls[call_id] = call
 
     def _fail(self, call_id: int, exc: HasFaasError) -> None:
-        self.send(pb.SessionResponse(call_id=call_id, error=to_status(exc)))
+        self.send(pb.SessionAnswer(call_id=call_id, error=to_status(exc)))
 
 
 @attrs.define(eq=False)
@@ -478,12 +498,12 @@ class _SessionSink:
 
     def end(self) -> None:
         self.session.ended(self.call_id)
-        self.session.send(pb.SessionResponse(call_id=self.call_id, end=pb.SessionResponse.End()))
+        self.session.send(pb.SessionAnswer(call_id=self.call_id, end=pb.SessionAnswer.End()))
 
     def error(self, status: bytes) -> None:
         self.session.ended(self.call_id)
         message = status_pb2.Status.FromString(status)
-        self.session.send(pb.SessionResponse(call_id=self.call_id, error=message))
+        self.session.send(pb.SessionAnswer(call_id=self.call_id, error=message))
 
 
 def _kind(word: str) -> Kind:
@@ -496,12 +516,16 @@ def _kind(word: str) -> Kind:
         ) from exc
 
 
-def _raw(message: payload_pb2.Payload, chunks: Sequence[bytes] | None = None) -> RawPayload:
+def _raw(
+    message: payload_pb2.Payload, chunks: Sequence[bytes] | None = None, *, replies_in_segments: bool = False
+) -> RawPayload:
     """A message's payload, its blob being `chunks` where it came in several. Raises InvalidRequestError for a blob that is
     longer or shorter than the sizes say."""
     sizes = tuple(message.sizes)
     given = tuple(chunk for chunk in (chunks if chunks is not None else (message.data,)) if chunk)
-    raw = RawPayload(message.codec, message.head, sizes, given)
+    raw = RawPayload(message.codec, message.head, sizes, given, message.segment, replies_in_segments)
+    if message.segment and not given:
+        return raw
     if raw.blob_bytes != blob_bytes(sizes):
         raise InvalidRequestError(f"a payload announces {blob_bytes(sizes)} bytes and holds {raw.blob_bytes}")
     return raw

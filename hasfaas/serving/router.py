@@ -255,6 +255,8 @@ class Router:
         if call is not None:
             self._complete(call)
             call.sink.result(payload)
+        else:
+            give_back(payload)
 
     def on_item(self, replica_id: str, call_id: int, payload: RawPayload) -> None:
         """An item of a stream."""
@@ -262,6 +264,8 @@ class Router:
         if call is not None:
             call.items += 1
             call.sink.item(payload)
+        else:
+            give_back(payload)
 
     def on_end(self, replica_id: str, call_id: int) -> None:
         """A stream has ended well."""
@@ -451,3 +455,9 @@ def _lost_error(call: Call, why: str, *, dropped: bool) -> UnavailableError:
     return UnavailableError(
         f"{call.function.name}: the replica {why} with the call in it; {cure}", reason="EXECUTOR_CRASHED"
     )
+
+
+def give_back(payload: RawPayload) -> None:
+    """Nobody will read this answer: whoever made its segment may reuse it."""
+    if payload.owner is not None:
+        payload.owner.release(payload.segment)

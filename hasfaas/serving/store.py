@@ -52,6 +52,10 @@ class LocalStore:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.executescript(SCHEMA)
+        # Every call asks for its function, and only this process writes: what is committed is also kept here.
+        rows = self._db.execute("SELECT record, signature FROM functions").fetchall()
+        records = [_from_json(json.loads(record), signature) for record, signature in rows]
+        self._records = {record.name: record for record in records}
 
     def close(self) -> None:
         """Closes the database; everything committed is on disk."""
@@ -70,16 +74,15 @@ class LocalStore:
                 "INSERT OR REPLACE INTO versions (name, version, bundle_sha256) VALUES (?, ?, ?)",
                 (record.name, record.version, record.bundle_sha256),
             )
+        self._records[record.name] = record
 
     def get(self, name: str) -> FunctionRecord | None:
         """The function of that name, None when there is none."""
-        row = self._db.execute("SELECT record, signature FROM functions WHERE name = ?", (name,)).fetchone()
-        return _from_json(json.loads(row[0]), row[1]) if row else None
+        return self._records.get(name)
 
     def all(self) -> Sequence[FunctionRecord]:
         """All functions, by name."""
-        rows = self._db.execute("SELECT record, signature FROM functions ORDER BY name").fetchall()
-        return [_from_json(json.loads(record), signature) for record, signature in rows]
+        return [self._records[name] for name in sorted(self._records)]
 
     def delete(self, name: str) -> None:
         """Forgets a function and removes bundles that nothing names any more. NotFoundError when there is none."""
@@ -88,6 +91,7 @@ class LocalStore:
             self._db.execute("DELETE FROM versions WHERE name = ?", (name,))
         if not gone:
             raise NotFoundError(f"function {name!r} is not deployed")
+        del self._records[name]
         kept = {row[0] for row in self._db.execute("SELECT DISTINCT bundle_sha256 FROM versions")}
         for path in self._bundles.glob("*.bundle"):
             if path.stem not in kept:
@@ -101,6 +105,7 @@ class LocalStore:
         changed = attrs.evolve(record, sizing=sizing)
         with self._db:
             self._db.execute("UPDATE functions SET record = ? WHERE name = ?", (json.dumps(_to_json(changed)), name))
+        self._records[name] = changed
 
     def bundle_path(self, sha256: str) -> Path:
         """The file of a bundle."""

@@ -18,6 +18,7 @@ def spec_to_proto(spec: FunctionSpec) -> functions_pb2.FunctionSpec:
         min_replicas=spec.min_replicas,
         max_replicas=spec.max_replicas,
         idempotent=spec.idempotent,
+        share_init=spec.share_init,
         timeout_s=spec.timeout_s,
     )
     if spec.batch is not None:
@@ -37,6 +38,7 @@ def spec_from_proto(message: functions_pb2.FunctionSpec) -> FunctionSpec:
         min_replicas=message.min_replicas,
         max_replicas=message.max_replicas,
         idempotent=message.idempotent,
+        share_init=message.share_init,
         timeout_s=message.timeout_s,
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import attrs
 import msgpack
@@ -34,6 +35,7 @@ class FrameKind(enum.IntEnum):
     CANCEL = 2
     CREDIT = 3
     SHUTDOWN = 4
+    RELEASE = 5
     READY = 10
     FAILED = 11
     RESULT = 12
@@ -54,14 +56,27 @@ class Frame:
     dropped: bool = False
 
 
+class SegmentOwner(Protocol):
+    """Takes a segment back."""
+
+    def release(self, segment: str) -> None: ...
+
+
 @attrs.frozen
 class RawPayload:
-    """A payload that is only passed on: its codec's number, its head, the sizes of its buffers, and its blob in pieces."""
+    """A payload that is only passed on: its codec's number, its head, the sizes of its buffers, and its blob, in pieces or as
+    the name of a shared segment.
+
+    `replies_in_segments`: of arguments, that the caller can read them. `owner`: of a result in a segment, who made it.
+    """
 
     codec: int
     head: bytes
     sizes: tuple[int, ...]
     chunks: tuple[Buffer, ...]
+    segment: str = ""
+    replies_in_segments: bool = False
+    owner: SegmentOwner | None = attrs.field(default=None, eq=False)
 
     @property
     def blob_bytes(self) -> int:
@@ -83,6 +98,8 @@ class WorkItem:
     head: bytes
     sizes: tuple[int, ...]
     blob_bytes: int
+    segment: str = ""
+    replies_in_segments: bool = False
 
 
 ALIGNMENT = 64
@@ -106,7 +123,9 @@ def pack_execute(calls: Iterable[tuple[int, RawPayload]]) -> list[Buffer]:
     body: list[Buffer] = []
     for call_id, payload in calls:
         size = payload.blob_bytes
-        heads.append((call_id, payload.codec, payload.head, payload.sizes, size))
+        heads.append(
+            (call_id, payload.codec, payload.head, payload.sizes, size, payload.segment, payload.replies_in_segments)
+        )
         body.extend(payload.chunks)
         if padding(size):
             body.append(bytes(padding(size)))
@@ -118,28 +137,29 @@ def unpack_execute(frame: Frame) -> list[tuple[WorkItem, memoryview]]:
     view = memoryview(frame.body)
     offset = 0
     items: list[tuple[WorkItem, memoryview]] = []
-    for call_id, codec, head, sizes, size in frame.head:  # type: ignore[attr-defined]
-        items.append((WorkItem(call_id, codec, head, sizes, size), view[offset : offset + size]))
+    for call_id, codec, head, sizes, size, segment, replies in frame.head:  # type: ignore[attr-defined]
+        items.append((WorkItem(call_id, codec, head, sizes, size, segment, replies), view[offset : offset + size]))
         offset += size + padding(size)
     return items
 
 
 def pack_payload(kind: FrameKind, call_id: int, payload: RawPayload) -> list[Buffer]:
     """A RESULT or ITEM frame."""
-    return pack(kind, call_id, (payload.codec, payload.head, payload.sizes), payload.chunks)
+    return pack(kind, call_id, (payload.codec, payload.head, payload.sizes, payload.segment), payload.chunks)
 
 
-def unpack_payload(frame: Frame) -> RawPayload:
+def unpack_payload(frame: Frame, owner: SegmentOwner | None = None) -> RawPayload:
     """The payload of a RESULT or ITEM frame. Raises InvalidRequestError when its head is not one of a payload: a replica's
     user code can write to its socket, and what it writes must not get further than here."""
     match frame.head:
-        case (int(codec), bytes(head), tuple(sizes)) if 0 <= codec < 256 and all(_is_size(size) for size in sizes):
-            return RawPayload(codec, head, sizes, (frame.body,) if len(frame.body) else ())
+        case (int(codec), bytes(head), tuple(sizes), str(segment)) if _are_sizes(codec, sizes):
+            chunks = (frame.body,) if len(frame.body) else ()
+            return RawPayload(codec, head, sizes, chunks, segment, owner=owner if segment else None)
     raise InvalidRequestError(f"a frame {frame.kind.name} without a payload's head: {frame.head!r:.80}")
 
 
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and 0 <= value < 2**63
+def _are_sizes(codec: int, sizes: tuple[object, ...]) -> bool:
+    return 0 <= codec < 256 and all(isinstance(size, int) and 0 <= size < 2**63 for size in sizes)
 
 
 class FrameReader:

@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import socket
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -146,13 +147,16 @@ class Session:
 
     def __init__(self, site: Site) -> None:
         self.stream: Any = site.stub.Session()
+        self.frames: deque[pb.SessionAnswer] = deque()
 
     async def send(self, call_id: int, **frame: Any) -> None:
-        await self.stream.write(pb.SessionRequest(call_id=call_id, **frame))
+        await self.stream.write(pb.SessionRequest(frames=[pb.SessionCall(call_id=call_id, **frame)]))
 
-    async def read(self, count: int = 1) -> list[pb.SessionResponse]:
+    async def read(self, count: int = 1) -> list[pb.SessionAnswer]:
         async with asyncio.timeout(20):
-            return [await self.stream.read() for _ in range(count)]
+            while len(self.frames) < count:
+                self.frames.extend((await self.stream.read()).frames)
+        return [self.frames.popleft() for _ in range(count)]
 
     async def error(self) -> tuple[int, HasFaasError]:
         """The next frame, which must be an error: whose, and which."""

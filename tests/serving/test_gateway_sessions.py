@@ -94,7 +94,7 @@ async def test_an_id_that_is_in_use_is_refused_and_the_first_call_goes_on(site: 
     call_id, error = await session.error()
     assert call_id == 5
     assert "in use" in str(error)
-    await session.send(5, cancel=pb.SessionRequest.Cancel())
+    await session.send(5, cancel=pb.SessionCall.Cancel())
     assert isinstance((await session.error())[1], errors.CancelledError)
     await replica.until(lambda: len(replica.cancelled) == 1)
     assert len(replica.started) == 1
@@ -113,7 +113,7 @@ async def test_half_received_arguments_are_bounded_in_all(
     await session.send(1, start=half(60))
     await session.send(2, start=half(41))
     assert (await session.error())[0] == 2
-    await session.send(1, cancel=pb.SessionRequest.Cancel())
+    await session.send(1, cancel=pb.SessionCall.Cancel())
     await session.send(3, start=half(100))
     await session.send(3, chunk=bytes(50))
     await session.send(4, start=half(51))
@@ -130,7 +130,7 @@ async def test_a_stream_on_a_session_with_credit(site: Site, session: Session) -
     replica = await site.serve(counting(STREAM_CREDIT + 2))
     await session.send(1, start=call())
     got = await session.read(STREAM_CREDIT)
-    await session.send(1, credit=pb.SessionRequest.Credit(items=2))
+    await session.send(1, credit=pb.SessionCall.Credit(items=2))
     got += await session.read(2)
     assert [response.item.data for response in got] == [str(i).encode() for i in range(STREAM_CREDIT + 2)]
     (end,) = await session.read()

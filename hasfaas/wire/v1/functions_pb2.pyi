@@ -17,7 +17,7 @@ class Batch(_message.Message):
     def __init__(self, max_size: _Optional[int] = ..., max_wait_ms: _Optional[float] = ...) -> None: ...
 
 class FunctionSpec(_message.Message):
-    __slots__ = ("slo_ms", "slo_percentile", "batch", "memory_bytes", "device", "min_replicas", "max_replicas", "idempotent", "timeout_s")
+    __slots__ = ("slo_ms", "slo_percentile", "batch", "memory_bytes", "device", "min_replicas", "max_replicas", "idempotent", "share_init", "timeout_s")
     SLO_MS_FIELD_NUMBER: _ClassVar[int]
     SLO_PERCENTILE_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +26,7 @@ class FunctionSpec(_message.Message):
     MIN_REPLICAS_FIELD_NUMBER: _ClassVar[int]
     MAX_REPLICAS_FIELD_NUMBER: _ClassVar[int]
     IDEMPOTENT_FIELD_NUMBER: _ClassVar[int]
+    SHARE_INIT_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     slo_ms: float
     slo_percentile: float
@@ -35,8 +36,9 @@ class FunctionSpec(_message.Message):
     min_replicas: int
     max_replicas: int
     idempotent: bool
+    share_init: bool
     timeout_s: float
-    def __init__(self, slo_ms: _Optional[float] = ..., slo_percentile: _Optional[float] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., memory_bytes: _Optional[int] = ..., device: _Optional[str] = ..., min_replicas: _Optional[int] = ..., max_replicas: _Optional[int] = ..., idempotent: _Optional[bool] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+    def __init__(self, slo_ms: _Optional[float] = ..., slo_percentile: _Optional[float] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., memory_bytes: _Optional[int] = ..., device: _Optional[str] = ..., min_replicas: _Optional[int] = ..., max_replicas: _Optional[int] = ..., idempotent: _Optional[bool] = ..., share_init: _Optional[bool] = ..., timeout_s: _Optional[float] = ...) -> None: ...
 
 class DeployRequest(_message.Message):
     __slots__ = ("name", "version", "spec", "bundle", "signature", "warm")
@@ -65,16 +67,18 @@ class DeployResponse(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., changed: _Optional[bool] = ...) -> None: ...
 
 class InvokeRequest(_message.Message):
-    __slots__ = ("function", "version", "arguments", "timeout_s")
+    __slots__ = ("function", "version", "arguments", "timeout_s", "segments")
     FUNCTION_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     function: str
     version: str
     arguments: _payload_pb2.Payload
     timeout_s: float
-    def __init__(self, function: _Optional[str] = ..., version: _Optional[str] = ..., arguments: _Optional[_Union[_payload_pb2.Payload, _Mapping]] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+    segments: bool
+    def __init__(self, function: _Optional[str] = ..., version: _Optional[str] = ..., arguments: _Optional[_Union[_payload_pb2.Payload, _Mapping]] = ..., timeout_s: _Optional[float] = ..., segments: _Optional[bool] = ...) -> None: ...
 
 class InvokeResponse(_message.Message):
     __slots__ = ("result",)
@@ -95,7 +99,19 @@ class InvokeStreamResponse(_message.Message):
     def __init__(self, item: _Optional[_Union[_payload_pb2.Payload, _Mapping]] = ...) -> None: ...
 
 class SessionRequest(_message.Message):
-    __slots__ = ("call_id", "start", "chunk", "cancel", "credit")
+    __slots__ = ("frames",)
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    frames: _containers.RepeatedCompositeFieldContainer[SessionCall]
+    def __init__(self, frames: _Optional[_Iterable[_Union[SessionCall, _Mapping]]] = ...) -> None: ...
+
+class SessionResponse(_message.Message):
+    __slots__ = ("frames",)
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    frames: _containers.RepeatedCompositeFieldContainer[SessionAnswer]
+    def __init__(self, frames: _Optional[_Iterable[_Union[SessionAnswer, _Mapping]]] = ...) -> None: ...
+
+class SessionCall(_message.Message):
+    __slots__ = ("call_id", "start", "chunk", "cancel", "credit", "release")
     class Cancel(_message.Message):
         __slots__ = ()
         def __init__(self) -> None: ...
@@ -109,14 +125,16 @@ class SessionRequest(_message.Message):
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     CREDIT_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
     call_id: int
     start: InvokeRequest
     chunk: bytes
-    cancel: SessionRequest.Cancel
-    credit: SessionRequest.Credit
-    def __init__(self, call_id: _Optional[int] = ..., start: _Optional[_Union[InvokeRequest, _Mapping]] = ..., chunk: _Optional[bytes] = ..., cancel: _Optional[_Union[SessionRequest.Cancel, _Mapping]] = ..., credit: _Optional[_Union[SessionRequest.Credit, _Mapping]] = ...) -> None: ...
+    cancel: SessionCall.Cancel
+    credit: SessionCall.Credit
+    release: str
+    def __init__(self, call_id: _Optional[int] = ..., start: _Optional[_Union[InvokeRequest, _Mapping]] = ..., chunk: _Optional[bytes] = ..., cancel: _Optional[_Union[SessionCall.Cancel, _Mapping]] = ..., credit: _Optional[_Union[SessionCall.Credit, _Mapping]] = ..., release: _Optional[str] = ...) -> None: ...
 
-class SessionResponse(_message.Message):
+class SessionAnswer(_message.Message):
     __slots__ = ("call_id", "result", "item", "chunk", "end", "error")
     class End(_message.Message):
         __slots__ = ()
@@ -131,9 +149,9 @@ class SessionResponse(_message.Message):
     result: _payload_pb2.Payload
     item: _payload_pb2.Payload
     chunk: bytes
-    end: SessionResponse.End
+    end: SessionAnswer.End
     error: _status_pb2.Status
-    def __init__(self, call_id: _Optional[int] = ..., result: _Optional[_Union[_payload_pb2.Payload, _Mapping]] = ..., item: _Optional[_Union[_payload_pb2.Payload, _Mapping]] = ..., chunk: _Optional[bytes] = ..., end: _Optional[_Union[SessionResponse.End, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+    def __init__(self, call_id: _Optional[int] = ..., result: _Optional[_Union[_payload_pb2.Payload, _Mapping]] = ..., item: _Optional[_Union[_payload_pb2.Payload, _Mapping]] = ..., chunk: _Optional[bytes] = ..., end: _Optional[_Union[SessionAnswer.End, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
 
 class ListFunctionsRequest(_message.Message):
     __slots__ = ("name",)

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dhasfaas/wire/v1/payload.proto\x12\x0fhasfaas.wire.v1\"[\n\x07Payload\x12%\n\x05\x63odec\x18\x01 \x01(\x0e\x32\x16.hasfaas.wire.v1.Codec\x12\x0c\n\x04head\x18\x02 \x01(\x0c\x12\r\n\x05sizes\x18\x03 \x03(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c*B\n\x05\x43odec\x12\x15\n\x11\x43ODEC_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x43ODEC_PLAIN\x10\x01\x12\x11\n\rCODEC_PICKLE5\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dhasfaas/wire/v1/payload.proto\x12\x0fhasfaas.wire.v1\"l\n\x07Payload\x12%\n\x05\x63odec\x18\x01 \x01(\x0e\x32\x16.hasfaas.wire.v1.Codec\x12\x0c\n\x04head\x18\x02 \x01(\x0c\x12\r\n\x05sizes\x18\x03 \x03(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x0f\n\x07segment\x18\x05 \x01(\t*B\n\x05\x43odec\x12\x15\n\x11\x43ODEC_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x43ODEC_PLAIN\x10\x01\x12\x11\n\rCODEC_PICKLE5\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hasfaas.wire.v1.payload_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CODEC']._serialized_start=143
-  _globals['_CODEC']._serialized_end=209
+  _globals['_CODEC']._serialized_start=160
+  _globals['_CODEC']._serialized_end=226
   _globals['_PAYLOAD']._serialized_start=50
-  _globals['_PAYLOAD']._serialized_end=141
+  _globals['_PAYLOAD']._serialized_end=158
 # @@protoc_insertion_point(module_scope)

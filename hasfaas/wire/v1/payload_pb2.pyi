@@ -17,13 +17,15 @@ CODEC_PLAIN: Codec
 CODEC_PICKLE5: Codec
 
 class Payload(_message.Message):
-    __slots__ = ("codec", "head", "sizes", "data")
+    __slots__ = ("codec", "head", "sizes", "data", "segment")
     CODEC_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
     SIZES_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_FIELD_NUMBER: _ClassVar[int]
     codec: Codec
     head: bytes
     sizes: _containers.RepeatedScalarFieldContainer[int]
     data: bytes
-    def __init__(self, codec: _Optional[_Union[Codec, str]] = ..., head: _Optional[bytes] = ..., sizes: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
+    segment: str
+    def __init__(self, codec: _Optional[_Union[Codec, str]] = ..., head: _Optional[bytes] = ..., sizes: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ..., segment: _Optional[str] = ...) -> None: ...
