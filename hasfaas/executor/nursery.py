@@ -60,7 +60,7 @@ def _open_sockets() -> list[int]:
     found = []
     for entry in Path("/proc/self/fd").iterdir():
         try:
-            target = os.readlink(entry)
+            target = str(entry.readlink())
         except FileNotFoundError:
             continue  # the descriptor of this very listing
         if target.startswith("socket:"):

@@ -40,8 +40,8 @@ from hasfaas.executor.target import Target
 from hasfaas.executor.tokens import SlotLease, TokenTable
 from hasfaas.wire import frames, payload
 from hasfaas.wire.frames import FrameKind, RawPayload, WorkItem
-from hasfaas.wire.segments import THRESHOLD_BYTES, Segment, SegmentPool, SegmentReader
 from hasfaas.wire.pickle_path import describe
+from hasfaas.wire.segments import THRESHOLD_BYTES, Segment, SegmentPool, SegmentReader
 from hasfaas.wire.status import is_ours, to_status, user_exception_to_status
 
 if TYPE_CHECKING:

@@ -74,7 +74,7 @@ def line() -> Iterator[Line]:
     ours, theirs = socket.socketpair()
     theirs.settimeout(20)
     with ours, theirs:
-        yield Line(Inbox(ours), Gateway(theirs))
+        yield Line(Inbox(ours, released=lambda segment: None), Gateway(theirs))
 
 
 def ids(execution: Execution | None) -> list[int]:
@@ -182,7 +182,7 @@ def test_news_of_calls_that_have_ended_leaves_nothing_behind(line: Line) -> None
     line.inbox.poll()
     assert not line.inbox.cancelled(1)
     assert not line.inbox.spend_credit(1)
-    assert (line.inbox._open, line.inbox._cancelled, line.inbox._credit) == (set(), set(), {})
+    assert (line.inbox._open, line.inbox._cancelled, line.inbox._credit) == ({}, set(), {})
 
 
 # -- credit ------------------------------------------------------------------------------------------------------------
