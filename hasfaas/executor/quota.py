@@ -300,7 +300,9 @@ def bury(lane: Lane, slots: Slots, dead: int, now_ns: int, timing: Timing) -> St
 def resize(lane: Lane, slots: Slots, index: int, quota_ppm: int, now_ns: int, timing: Timing) -> Step:
     """A new quota, in force from now. Pays at the old rate first; a holder decides anew at its next gate.
 
-    Tokens are clamped to the new cap, so none are made. Virtual time counts holds divided by the quota, so
+    Tokens are clamped, so none are made: an idle replica keeps its credit up to the new cap, one that has work keeps one
+    lease's worth, so that its share follows the new quota within two windows. (A full cap at quota 0.8 would let it run at
+    1.0 for four windows more.) Virtual time counts holds divided by the quota, so
     what it is ahead of the lane's is restated at the new quota, and kept within one lag: else a hold at a
     small quota would starve the replica at its new, larger one.
     """
@@ -308,7 +310,8 @@ def resize(lane: Lane, slots: Slots, index: int, quota_ppm: int, now_ns: int, ti
     settle(slot, now_ns, timing)
     slot.v_ns = lane.v_ns + _restated(slot.v_ns - lane.v_ns, slot.quota_ppm, quota_ppm, timing.lag_ns)
     slot.quota_ppm = quota_ppm
-    slot.tokens_ns = min(slot.tokens_ns, cap(quota_ppm, timing))
+    most_ns = cap(quota_ppm, timing) if slot.state == SlotState.IDLE else run_ns(quota_ppm, timing)
+    slot.tokens_ns = min(slot.tokens_ns, most_ns)
     slot.generation += 1
     if slot.state == SlotState.RUN:
         slot.lease_end_ns = min(slot.lease_end_ns, now_ns)

@@ -12,11 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import attrs
-from google.rpc import status_pb2
 
 from hasfaas.core.errors import BackendError, HasFaasError, IncompatibleError
 from hasfaas.executor.config import ReplicaConfig
-from hasfaas.wire.status import from_status
+from hasfaas.wire.status import read_status
 
 MAX_MESSAGE_BYTES = 1 << 20
 # Heavy libraries that are known to import with one thread and without touching a GPU.
@@ -188,7 +187,7 @@ class Zygote:
             case "refused":
                 self._fail(BackendError(f"{self.name} cannot fork: {message['why']}"))
             case "failed":
-                self._fail(from_status(status_pb2.Status.FromString(bytes.fromhex(message["status"]))))
+                self._fail(read_status(bytes.fromhex(message["status"])))
 
     def _answer(self, key: str, message: Mapping[str, object]) -> None:
         future = self._waiting.pop(key, None)

@@ -78,7 +78,7 @@ def invoke(shell: Shell, target: str, args: tuple[str, ...], timeout_s: float | 
 def _of_file(shell: Shell, reference: Reference, given: Given, timeout_s: float | None) -> Prepared:
     client = shell.client
     function = reference.function()
-    payload = function._encode(given.args, given.kwargs)
+    payload = function.encode(given.args, given.kwargs)
     allowed_s = timeout_s or function.deployable().spec.timeout_s
     return Prepared(
         function.name,

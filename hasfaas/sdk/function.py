@@ -138,7 +138,7 @@ class Remote(Generic[P]):
         """Its replicas with their usage, its queue and its counts. NotFoundError when it is not deployed."""
         return self.client.run(self.client.status(self.name)).functions[0]
 
-    def _encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
+    def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
         """Arguments as a payload, after checking that the function takes them."""
         if self._parameters is not None:
             try:
@@ -155,19 +155,19 @@ class _Calls(Remote[P], Generic[P, R_co]):
 
     def remote(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Runs on the configured backend and waits. Raises what the function raised, or a HasFaasError."""
-        value: R_co = self.client.run(self._call(self._encode(args, kwargs)))
+        value: R_co = self.client.run(self._call(self.encode(args, kwargs)))
         return value
 
     async def aio(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """As `remote`, on the caller's event loop. Cancelling it takes the call back."""
-        call = self._call(self._encode(args, kwargs))
+        call = self._call(self.encode(args, kwargs))
         with host():
             value: R_co = await call
         return value
 
     def spawn(self, *args: P.args, **kwargs: P.kwargs) -> Call[R_co]:
         """Starts a call and returns its handle."""
-        return Call(self.client.start(self._call(self._encode(args, kwargs))))
+        return Call(self.client.start(self._call(self.encode(args, kwargs))))
 
     def map(self, *iterables: Iterable[Any], max_in_flight: int = MAP_IN_FLIGHT) -> Iterator[R_co]:
         """One call for each set of items, as the builtin `map` pairs them; results in order, an error raises at its place.
@@ -179,7 +179,7 @@ class _Calls(Remote[P], Generic[P, R_co]):
         under_way: deque[concurrent.futures.Future[Any]] = deque()
         try:
             for items in zip(*iterables, strict=False):
-                under_way.append(self.client.start(self._call(self._encode(items, {}))))
+                under_way.append(self.client.start(self._call(self.encode(items, {}))))
                 if len(under_way) >= max_in_flight:
                     yield _waited(under_way.popleft())
             while under_way:
@@ -225,7 +225,7 @@ class StreamFunction(Remote[P], Generic[P, T_co]):
 
     def stream(self, *args: P.args, **kwargs: P.kwargs) -> Iterator[T_co]:
         """The items, as they come. Leaving the loop early takes the call back."""
-        arguments = self._encode(args, kwargs)
+        arguments = self.encode(args, kwargs)
         items: queue.Queue[tuple[bool, Any]] = queue.Queue()
         room = asyncio.Semaphore(READ_AHEAD)
 
@@ -262,7 +262,7 @@ class StreamFunction(Remote[P], Generic[P, T_co]):
 
     async def astream(self, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T_co]:
         """As `stream`, on the caller's event loop."""
-        arguments = self._encode(args, kwargs)
+        arguments = self.encode(args, kwargs)
         async with contextlib.aclosing(self.client.stream(self, arguments)) as made:
             while True:
                 with host():

@@ -133,6 +133,14 @@ def user_exception_to_status(exc: BaseException, *, skip_file: Callable[[str], b
     return status
 
 
+def read_status(serialised: bytes) -> errors.HasFaasError:
+    """The typed error of a serialised google.rpc.Status. Raises ValueError for what is none."""
+    try:
+        return from_status(status_pb2.Status.FromString(serialised))
+    except DecodeError as exc:
+        raise ValueError(f"not a google.rpc.Status: {exc}") from exc
+
+
 def from_status(status: status_pb2.Status) -> errors.HasFaasError:
     """The typed error of a status, by its ErrorInfo, or by its code alone when it comes from somebody else."""
     info, retry, user = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo(), errors_pb2.UserError()

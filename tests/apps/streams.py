@@ -14,7 +14,7 @@ def count(n, path=None):
             yield i
     finally:
         if path is not None:
-            with open(path, "a") as file:  # noqa: ASYNC230 - a line of a test
+            with open(path, "a") as file:
                 file.write(f"closed after {made}\n")
 
 

@@ -11,7 +11,7 @@ import attrs
 from hasfaas.backends.base import Endpoint
 from hasfaas.core.errors import HasFaasError, NotFoundError
 from hasfaas.core.settings import Settings
-from hasfaas.sdk.client import Deployable
+from hasfaas.sdk.client import Deployable, Source
 from hasfaas.wire.convert import spec_to_proto
 from hasfaas.wire.payload import Payload, decode_arguments
 from hasfaas.wire.v1 import functions_pb2 as pb
@@ -169,9 +169,10 @@ class FakeClient:
     async def call_named(self, name: str, arguments: Payload, timeout_s: float) -> Any:
         return self._call(name, arguments, timeout_s)
 
-    async def call(self, deployable: Callable[[], Deployable], arguments: Payload, timeout_s: float) -> Any:
-        await self.deploy(deployable(), warm=True)
-        return self._call(deployable().name, arguments, timeout_s)
+    async def call(self, source: Source, arguments: Payload, timeout_s: float) -> Any:
+        function = source.deployable()
+        await self.deploy(function, warm=True)
+        return self._call(function.name, arguments, timeout_s)
 
     async def stream_named(self, name: str, arguments: Payload, timeout_s: float) -> AsyncIterator[Any]:
         items: Iterator[Any] = self._call(name, arguments, timeout_s)
