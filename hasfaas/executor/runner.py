@@ -76,7 +76,10 @@ def main(config: ReplicaConfig, sock: socket.socket, life_fd: int, prepared: Pre
         else:
             replica.serve()
     except Closed:
-        pass  # the gateway has gone: there is nobody to answer
+        # The gateway has gone: there is nobody to answer, and nobody to end what the user's code has started.
+        pool.close()
+        _flush()
+        os.killpg(0, signal.SIGKILL)
     except BaseException:
         code = EXIT_BROKEN
         traceback.print_exc()
