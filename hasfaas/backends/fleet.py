@@ -290,6 +290,8 @@ class Fleet:
             deployed.failures += 1
             deployed.failure = exc
             delay_s = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (deployed.failures - 1))
+            if isinstance(exc, PlacementError):
+                delay_s = 0.0  # asking again costs nothing, and room may be had at any time
             deployed.retry_at_s = time.monotonic() + delay_s
             raise exc from cause
         finally:
@@ -311,6 +313,7 @@ class Fleet:
                 batch_max=record.spec.batch.max_size if record.spec.batch else None,
                 want=want,
                 share_init=record.spec.share_init,
+                idempotent=record.spec.idempotent,
             )
         )
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -31,6 +31,7 @@ class ReplicaConfig:
     batch_max: int | None
     cold_start_s: float
     settings_json: str
+    idempotent: bool = False
 
     def to_dict(self) -> dict[str, object]:
         """As JSON can hold it."""

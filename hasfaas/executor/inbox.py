@@ -102,9 +102,10 @@ class Inbox:
             return True
         return False
 
-    def wait(self) -> None:
-        """Blocks until something arrives."""
-        self._receive()
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Blocks until something arrives, or the time is over."""
+        if timeout_s is None or self._poll.poll(timeout_s * 1000.0):
+            self._receive()
 
     def replies_in_segments(self, call_id: int) -> bool:
         """Whether the caller can read a result in shared memory."""

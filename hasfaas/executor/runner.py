@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 # Between two executions the lease is kept only while decoding and answering cost the lane next to nothing.
 KEEP_LEASE_BYTES = 256 * 1024
+# Less than an agent waits for a replica that was told to end.
+READERS_WAIT_S = 4.0
 EXIT_BROKEN = 1
 EXIT_START_FAILED = 3
 
@@ -75,6 +77,7 @@ def main(config: ReplicaConfig, sock: socket.socket, life_fd: int, prepared: Pre
             code = EXIT_START_FAILED
         else:
             replica.serve()
+            replica.await_readers()
     except Closed:
         # The gateway has gone: there is nobody to answer, and nobody to end what the user's code has started.
         pool.close()
@@ -267,6 +270,12 @@ class Replica:
                 if not self._keep_lease():
                     self.lease.release()
 
+    def await_readers(self) -> None:
+        """Results in shared memory are ours to remove: we stay until whoever asked for them has them, or has gone."""
+        give_up_s = time.monotonic() + READERS_WAIT_S
+        while self.pool.busy and (left_s := give_up_s - time.monotonic()) > 0.0:
+            self.inbox.wait(left_s)
+
     def _run(self, execution: Execution) -> None:
         if execution.dropped:
             for item, _ in execution.items:
@@ -312,7 +321,8 @@ class Replica:
         """Shared memory is not behind the wall of the process, so its share is counted here."""
         if segment.nbytes > self.config.memory_bytes:
             raise MemoryError(f"arguments of {format_memory(segment.nbytes)}")
-        return self.reader.view(segment)
+        # A call that may run again must find its arguments as they were sent, whatever the user's code did to them.
+        return self.reader.view(segment, private=self.config.idempotent)
 
     def _run_group(self, calls: list[Arguments], *, batched: bool) -> list[Any]:
         """One outcome a call, `_Failed` where it raised. A batch that raises is run again call by call: a bad

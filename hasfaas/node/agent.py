@@ -17,7 +17,7 @@ from pathlib import Path
 import attrs
 
 from hasfaas.core.allocation import PPM_PER_PERCENT, Usage
-from hasfaas.core.errors import NotFoundError
+from hasfaas.core.errors import NotFoundError, PlacementError
 from hasfaas.devices.base import DeviceInfo, DeviceSlice
 from hasfaas.executor.config import ReplicaConfig
 from hasfaas.executor.tokens import TokenTable
@@ -28,6 +28,8 @@ from hasfaas.node.zygotes import Environment, Zygote
 
 # 48 client contexts is what one MPS server takes (Volta and later), so more seats would promise what a GPU cannot.
 SLOTS = 48
+# A result of a replica that died may be on its way to whoever asked for it.
+SWEEP_AFTER_S = 30.0
 MAX_LOG_BYTES = 16 * 2**20
 
 
@@ -44,6 +46,7 @@ class ReplicaRequest:
     batch_max: int | None
     want: Want
     share_init: bool = False
+    idempotent: bool = False
 
 
 @attrs.define(eq=False)
@@ -148,10 +151,15 @@ class NodeAgent:
         key = (placed.device_id, placed.lane)
         lane = self._lanes.get(key) or Lane(placed.device_id, placed.lane, placed.units)
         seat = Seat(replica_id, placed.quota_percent, placed.pinned, request.want.memory_bytes)
+        neighbours = self._with_resizes(lane, placed.resizes)
         self._apply(placed.device_id, placed.resizes)
-        self._lanes[key] = attrs.evolve(lane, seats=(*self._with_resizes(lane, placed.resizes), seat))
-        table = self._tables[placed.device_id]
-        slot = table.admit(placed.lane, ppm(placed.quota_percent))
+        try:
+            slot = self._tables[placed.device_id].admit(placed.lane, ppm(placed.quota_percent))
+        except PlacementError:
+            # Every slot of the table is taken; what the neighbours gave up is theirs again.
+            self._apply(placed.device_id, seating.changed(neighbours, lane.seats))
+            raise
+        self._lanes[key] = attrs.evolve(lane, seats=(*neighbours, seat))
         ours, theirs = socket.socketpair()
         log = self._log_dir / f"{replica_id}-{os.getpid()}.log"
         replica = Replica(replica_id, request, placed.device_id, placed.lane, placed.sm_percent, slot, log, ours)
@@ -173,6 +181,7 @@ class NodeAgent:
             batch_max=request.batch_max,
             cold_start_s=device.cold_start_s,
             settings_json=self._settings_json,
+            idempotent=request.idempotent,
         )
         try:
             await self._fork(replica, config, theirs)
@@ -251,6 +260,10 @@ class NodeAgent:
     def lanes(self) -> tuple[Lane, ...]:
         """All lanes that somebody sits in."""
         return tuple(self._lanes.values())
+
+    def sweep(self) -> None:
+        """Removes what processes that died left in shared memory, once nobody can be about to open it."""
+        sweep_shm(older_than_s=SWEEP_AFTER_S)
 
     def trim_logs(self) -> None:
         """Empties logs that have grown past their bound; replicas append, so they go on at the new end."""

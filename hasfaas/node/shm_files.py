@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 SHM = Path("/dev/shm")  # noqa: S108 - token tables must be shared memory; the files are made with mode 0600
@@ -13,11 +14,21 @@ def shm_path(pid: int, name: str) -> Path:
     return SHM / f"hasfaas-{os.getuid()}-{pid}-{name}"
 
 
-def sweep_shm(*, own: bool = False) -> None:
-    """Removes this user's files whose process has died; with `own`, those of this process too."""
+def sweep_shm(*, own: bool = False, older_than_s: float = 0.0) -> None:
+    """Removes this user's files whose process has died; with `own`, those of this process too. `older_than_s` spares what
+    was written since."""
+    newest_s = time.time() - older_than_s
     for path in SHM.glob(f"hasfaas-{os.getuid()}-*"):
         pid = path.name.split("-")[2]
         if not pid.isdigit():
             continue
         if own if int(pid) == os.getpid() else not Path(f"/proc/{pid}").exists():
-            path.unlink(missing_ok=True)
+            _remove(path, newest_s)
+
+
+def _remove(path: Path, newest_s: float) -> None:
+    try:
+        if path.stat().st_mtime <= newest_s:
+            path.unlink()
+    except FileNotFoundError:
+        return  # somebody else has swept it

@@ -92,6 +92,11 @@ class SegmentPool:
             self._remove(owned)
 
     @property
+    def busy(self) -> bool:
+        """Whether a reader has still to say that it has one of ours."""
+        return bool(self._busy)
+
+    @property
     def nbytes(self) -> int:
         """Shared memory that this pool holds."""
         return sum(owned.size for owned in self._all.values())
@@ -168,12 +173,13 @@ class SegmentReader:
     def __init__(self) -> None:
         self._maps: OrderedDict[str, _Mapped] = OrderedDict()
 
-    def view(self, segment: Segment) -> memoryview:
-        """The blob. The file is locked against reuse until this view and every array made from it have gone.
+    def view(self, segment: Segment, *, private: bool = False) -> memoryview:
+        """The blob. The file is locked against reuse until this view and every array made from it have gone. `private`:
+        what is written to the view stays in this process, for a blob that somebody may read again.
 
         Raises SerializationError when it is not a segment of this user, is missing, or is too short.
         """
-        mapped = self._map(segment)
+        mapped = _map_anew(segment, mmap.MAP_PRIVATE) if private else self._map(segment)
         # Sizes are asked anew each time: reading a map beyond the end of a file that was cut would kill this process.
         if len(mapped.map) < segment.nbytes or os.fstat(mapped.fd).st_size < len(mapped.map):
             raise SerializationError(f"segment {segment.name} is shorter than the {segment.nbytes} bytes announced")
@@ -182,7 +188,8 @@ class SegmentReader:
         mapped.views += 1
         # Views of a view refer to what exports the memory, not to each other: this object lives as long as any of them.
         exporter = (ctypes.c_char * segment.nbytes).from_buffer(mapped.map)
-        weakref.finalize(exporter, self._let_go, segment.name, mapped).atexit = False
+        end = _close if private else self._let_go
+        weakref.finalize(exporter, end, segment.name, mapped).atexit = False
         return memoryview(exporter).cast("B")
 
     def close(self) -> None:
@@ -195,18 +202,7 @@ class SegmentReader:
         if mapped is not None:
             self._maps.move_to_end(segment.name)
             return mapped
-        fd = _open(segment.name)
-        try:
-            size = os.fstat(fd).st_size
-            if size < segment.nbytes or size == 0:
-                raise SerializationError(
-                    f"segment {segment.name} has {size} bytes, shorter than the {segment.nbytes} announced"
-                )
-            made = mmap.mmap(fd, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
-        except BaseException:
-            os.close(fd)
-            raise
-        mapped = self._maps[segment.name] = _Mapped(fd, made)
+        mapped = self._maps[segment.name] = _map_anew(segment, mmap.MAP_SHARED | mmap.MAP_POPULATE)
         idle = [(name, other) for name, other in self._maps.items() if other.views == 0 and other is not mapped]
         for position, (name, other) in enumerate(idle):
             if position < len(self._maps) - MAPPED_FILES or os.fstat(other.fd).st_nlink == 0:
@@ -228,6 +224,28 @@ class SegmentReader:
             with contextlib.suppress(BufferError):  # the last view is just going, and takes the map along
                 mapped.map.close()
             os.close(mapped.fd)
+
+
+def _map_anew(segment: Segment, flags: int) -> _Mapped:
+    fd = _open(segment.name)
+    try:
+        size = os.fstat(fd).st_size
+        if size < segment.nbytes or size == 0:
+            raise SerializationError(
+                f"segment {segment.name} has {size} bytes, shorter than the {segment.nbytes} announced"
+            )
+        return _Mapped(fd, mmap.mmap(fd, size, flags=flags))
+    except OSError as exc:
+        os.close(fd)
+        raise MemoryError(f"{segment.nbytes} bytes cannot be mapped: {exc.strerror}") from exc
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _close(_name: str, mapped: _Mapped) -> None:
+    """A private map goes with its last view; closing the file lets go of its lock."""
+    os.close(mapped.fd)
 
 
 def _open(name: str) -> int:

@@ -32,3 +32,8 @@ class Keeper:
     def __call__(self, x):
         self.kept.append(x)
         return [float(one.sum()) for one in self.kept]
+
+
+@function(slo_ms=500, memory="256MiB", idempotent=True, timeout_s=30)
+def filled_again(n, value):
+    return np.full(n, value)

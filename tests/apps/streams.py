@@ -54,6 +54,19 @@ def fails_at(n):
     raise RuntimeError(f"no more than {n}")
 
 
+@function(slo_ms=100, memory="256MiB", timeout_s=0.6)
+def endless(path):
+    import time
+
+    try:
+        while True:
+            time.sleep(0.02)
+            yield "again"
+    finally:
+        with open(path, "w") as file:
+            file.write("closed")
+
+
 @function(slo_ms=100, memory="256MiB")
 def rows(n, kib):
     import numpy as np

@@ -206,10 +206,11 @@ def test_a_killed_gateway_leaves_nothing_behind(fresh: Gateway, tmp_path: Path) 
     steady.again.deploy()
     steady.again.scale(replicas=2)
     verbs.add.deploy()
+    app("shared").Weights.deploy()
     calls = [steady.once.spawn(i, ms=200) for i in range(5)]
     pid = fresh.pid()
     family = fresh.kill()
-    assert len(family) >= 5
+    assert len(family) >= 7
     eventually(lambda: gone(family), timeout_s=5)
     for call in calls:
         with pytest.raises(UnavailableError) as caught:
@@ -346,6 +347,18 @@ def test_logs_are_streamed(shared: Gateway) -> None:
         lines = list(stub.StreamLogs(functions_pb2.StreamLogsRequest(name="failures.wrong", tail=3)))
     assert [one.line for one in lines][-2:] == ["an error line", "straight to the descriptor"]
     assert lines[0].replica_id == shared.replica("failures.wrong").replica_id
+
+
+def test_what_dead_clients_left_in_shared_memory_is_swept(shared: Gateway) -> None:
+    code = (
+        f"import sys, os; sys.path.insert(0, {str(APPS)!r}); import verbs, numpy\n"
+        "assert verbs.add.remote(numpy.zeros(1 << 20))[0] == 1; print(os.getpid(), flush=True); os._exit(0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=shared.env, timeout=60, capture_output=True, text=True)
+    left = shared.shm(int(done.stdout))
+    for path in left:
+        os.utime(path, (0, 0))
+    eventually(lambda: not shared.shm(int(done.stdout)))
 
 
 # -- scripts ---------------------------------------------------------------------------------------------------------

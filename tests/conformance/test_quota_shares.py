@@ -69,6 +69,19 @@ def test_a_full_lane_takes_nobody_more(backend: Gateway) -> None:
     assert backend.replica("shares.spin_two").quota_percent == pytest.approx(40, abs=0.1)
 
 
+def test_a_device_whose_slots_are_all_taken_says_so_and_goes_on(backend: Gateway) -> None:
+    shares.many.deploy()
+    with pytest.raises(PlacementError, match="all 48 slots"):
+        shares.many.scale(replicas=49)
+    for _ in range(2):
+        with pytest.raises(PlacementError, match="all 48 slots"):
+            shares.spin.remote(1)
+    shares.many.scale(replicas=1)
+    assert shares.spin.remote(1) > 0
+    assert backend.replica("shares.spin").quota_percent == pytest.approx(50, abs=0.1)
+    assert backend.replica("shares.many").quota_percent == pytest.approx(50, abs=0.1)
+
+
 def test_neighbours_that_nobody_pinned_share_alike(backend: Gateway) -> None:
     shares.spin.deploy()
     shares.spin_two.deploy()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hasfaas import InvalidRequestError
+from hasfaas import DeadlineError, InvalidRequestError
 from tests.live import Gateway, app, eventually
 
 streams = app("streams")
@@ -66,6 +66,16 @@ def test_a_slow_reader_holds_the_maker_back(backend: Gateway, tmp_path: Path) ->
     items.close()
     closed = eventually(lambda: trace.read_text() if trace.exists() else "")
     assert int(closed.split()[-1]) < 41 + MOST_AHEAD
+
+
+def test_a_stream_whose_time_is_over_ends_and_is_closed(backend: Gateway, tmp_path: Path) -> None:
+    trace = tmp_path / "t"
+    got = []
+    with pytest.raises(DeadlineError):
+        for item in streams.endless.stream(str(trace)):
+            got.append(item)  # noqa: PERF402 - what came before the error counts
+    assert got
+    eventually(lambda: trace.exists() and trace.read_text() == "closed")
 
 
 def test_an_error_half_way_comes_after_the_items(backend: Gateway) -> None:

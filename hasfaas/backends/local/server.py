@@ -139,6 +139,7 @@ class Gateway:
         while True:
             await asyncio.sleep(1.0)
             self._fleet.agent.trim_logs()
+            self._fleet.agent.sweep()
             idle_s = time.monotonic() - self._service.last_used_s
             busy = self._service.sessions or self._fleet.router.outstanding
             if self.embedded and not busy and idle_s > self._settings.local.linger_s:
