@@ -6,6 +6,7 @@ Backends are found by the entry point group `hasfaas.backends`; each is called w
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import attrs
@@ -14,10 +15,12 @@ import attrs
 @attrs.frozen
 class Endpoint:
     """Where a gateway listens, as gRPC writes it (`unix:/path`). `trusted` means that it runs as this user on this
-    machine, so a client may rebuild pickled results that come from it."""
+    machine, so a client may rebuild pickled results that come from it. `frames` is the
+    unix socket where it also takes calls by frames."""
 
     address: str
     trusted: bool
+    frames: Path | None = None
 
 
 class Backend(Protocol):

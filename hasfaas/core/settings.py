@@ -25,6 +25,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 # The path of a unix socket has room for 108 bytes on Linux, with its closing zero; this keeps a margin.
 SOCKET_PATH_BYTES = 100
 GATEWAY_SOCKET = "gateway.sock"
+FRAMES_SOCKET = "frames.sock"
 
 _PROFILE_CURE = "give the path of a profile, or its table"
 

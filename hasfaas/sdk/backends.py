@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, Protocol
 
 from hasfaas.core.errors import InvalidRequestError
@@ -20,6 +21,9 @@ class Endpoint(Protocol):
 
     @property
     def trusted(self) -> bool: ...
+
+    @property
+    def frames(self) -> Path | None: ...
 
 
 class Backend(Protocol):

@@ -23,6 +23,8 @@ from hasfaas.core.signing import load_or_create_key, sign
 from hasfaas.core.spec import FunctionSpec
 from hasfaas.sdk.backends import Backend, Endpoint, find_backend
 from hasfaas.sdk.call import as_raised
+from hasfaas.sdk.frame_session import FrameSession
+from hasfaas.sdk.grpc_session import GrpcSession
 from hasfaas.sdk.session import GATEWAY_LOST, Request, Session, error_of
 from hasfaas.wire import payload as payloads
 from hasfaas.wire.convert import spec_to_proto
@@ -298,7 +300,11 @@ class Client:
 
     async def _open(self) -> Session:
         endpoint = await asyncio.to_thread(self._find)
-        session = self._sessions[asyncio.get_running_loop()] = Session(endpoint.address, same_host=endpoint.trusted)
+        if endpoint.frames is not None:
+            session: Session = await FrameSession.open(endpoint.address, endpoint.frames)
+        else:
+            session = GrpcSession(endpoint.address, same_host=endpoint.trusted)
+        self._sessions[asyncio.get_running_loop()] = session
         return session
 
     def _find(self) -> Endpoint:

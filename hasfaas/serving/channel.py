@@ -77,11 +77,7 @@ class ReplicaChannel(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        if sum(len(p) for p in pieces) <= 65536:
-            transport.write(b"".join(pieces))
-            return
-        for piece in pieces:
-            transport.write(piece)
+        frames.write_to(transport, pieces)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -114,7 +110,7 @@ class ReplicaChannel(asyncio.BufferedProtocol):
                 events.ready()
             case FrameKind.FAILED:
                 events.failed(_status(frame))
-            case FrameKind.EXECUTE | FrameKind.CANCEL | FrameKind.CREDIT | FrameKind.SHUTDOWN | FrameKind.RELEASE:
+            case _:
                 raise InvalidRequestError(f"a replica sent {frame.kind.name}, which only a gateway sends")
 
     def eof_received(self) -> bool:

@@ -19,15 +19,16 @@ import grpc
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
-from hasfaas.core.errors import ConflictError, HasFaasError, InvalidRequestError, NotFoundError
+from hasfaas.core.errors import HasFaasError, InvalidRequestError, NotFoundError
 from hasfaas.core.spec import Kind, check_name
 from hasfaas.core.version import VERSION
+from hasfaas.serving.client_calls import ClientCalls, Intake
 from hasfaas.serving.ports import Control, FunctionRecord, Sizing, Store
 from hasfaas.serving.router import Call, Router
 from hasfaas.serving.views import device_to_proto, function_to_proto
 from hasfaas.wire import bundle as bundles
 from hasfaas.wire.convert import spec_from_proto
-from hasfaas.wire.frames import RawPayload, SegmentOwner
+from hasfaas.wire.frames import RawPayload
 from hasfaas.wire.lots import lot
 from hasfaas.wire.payload import blob_bytes
 from hasfaas.wire.status import from_status, to_status, trimmed
@@ -118,8 +119,7 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
         # One lock a name, kept: a few bytes each.
         self._changes: dict[str, asyncio.Lock] = {}
         self._deploying: set[asyncio.Task[pb.DeployResponse]] = set()
-        self.sessions = 0
-        self.last_used_s = time.monotonic()
+        self.intake = Intake(router, self.record)
 
     # -- calls -------------------------------------------------------------------------------------------------------
 
@@ -157,8 +157,7 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
     async def Session(  # type: ignore[override]  # noqa: N802 - the reader and writer style of grpc.aio
         self, request_iterator: AsyncIterator[pb.SessionRequest], context: Context
     ) -> None:
-        self.sessions += 1
-        session = _Session(self, self._router)
+        session = _Session(self.intake)
         writer = asyncio.ensure_future(session.write_to(context))
         try:
             async for request in request_iterator:
@@ -170,27 +169,14 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
         finally:
             session.close()
             writer.cancel()
-            self.sessions -= 1
-            self.last_used_s = time.monotonic()
 
     def _submit(self, request: pb.InvokeRequest, raw: RawPayload, sink: object, context: Context) -> Call:
         left_s = context.time_remaining()
         wanted_s = request.timeout_s or None
         timeout_s = min((s for s in (left_s, wanted_s) if s is not None), default=None)
-        return self.submit(request, raw, sink, timeout_s)
-
-    def submit(self, request: pb.InvokeRequest, raw: RawPayload, sink: object, timeout_s: float | None) -> Call:
-        """Hands one call to the router, after checking that the version it names is the one that serves."""
-        self.last_used_s = time.monotonic()
-        if not request.timeout_s >= 0.0:  # NaN too, which no timer survives
-            raise InvalidRequestError(f"timeout_s={request.timeout_s!r}: give seconds, or 0 for the function's own")
-        record = self.record(request.function)
-        if request.version and record.version != request.version:
-            raise ConflictError(
-                f"{request.function}: version {request.version} was superseded by {record.version}; "
-                "deploy again from this script, or call it by name with `hasfaas invoke`"
-            )
-        return self._router.submit(record.name, raw, timeout_s=timeout_s, sink=sink)  # type: ignore[arg-type]
+        if not request.timeout_s >= 0.0:
+            timeout_s = request.timeout_s  # refused by name, whatever time the RPC has left
+        return self.intake.submit(request.function, request.version, raw, sink, timeout_s)
 
     # -- functions ---------------------------------------------------------------------------------------------------
 
@@ -202,7 +188,7 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
         return await _guard(context, asyncio.shield(task))
 
     async def _deploy(self, request: pb.DeployRequest) -> pb.DeployResponse:
-        self.last_used_s = time.monotonic()
+        self.intake.used()
         check_name(request.name)
         async with self._changing(request.name):
             return await self._deploy_alone(request)
@@ -342,13 +328,10 @@ class _Partial:
 
 
 class _Session:
-    """Many calls of one client on one stream."""
+    """Many calls of one client on one gRPC stream."""
 
-    def __init__(self, service: GatewayService, router: Router) -> None:
-        self._service = service
-        self._router = router
-        self._calls: dict[int, Call] = {}
-        self._lent: dict[str, SegmentOwner] = {}
+    def __init__(self, intake: Intake) -> None:
+        self._calls = ClientCalls(intake, self)
         self._partial: dict[int, _Partial] = {}
         self._partial_bytes = 0
         self._out: deque[pb.SessionAnswer] = deque()
@@ -362,7 +345,7 @@ class _Session:
         while True:
             while out:
                 await context.write(pb.SessionResponse(frames=lot(out)))
-            if self._finishing and not self._calls:
+            if self._finishing and not len(self._calls):
                 return
             self._some.clear()
             await self._some.wait()
@@ -383,38 +366,35 @@ class _Session:
                 self._chunk(call_id, request.chunk)
             case "cancel":
                 self._forget(call_id)
-                call = self._calls.pop(call_id, None)
-                if call is not None:
-                    self._router.cancel(call)
+                self._calls.cancel(call_id)
             case "credit":
-                call = self._calls.get(call_id)
-                if call is not None:
-                    self._router.credit(call, request.credit.items)
+                self._calls.credit(call_id, request.credit.items)
             case "release":
-                owner = self._lent.pop(request.release, None)
-                if owner is not None:
-                    owner.release(request.release)
+                self._calls.release(request.release)
 
     def close(self) -> None:
-        """The client has left: what has not been answered is taken back."""
-        for call in list(self._calls.values()):
-            self._router.cancel(call)
-        self._calls.clear()
+        """The client has left."""
+        self._calls.close()
         self._partial.clear()
-        # What the client has mapped stays locked by it for as long as it looks.
-        for segment, owner in self._lent.items():
-            owner.release(segment)
-        self._lent.clear()
 
-    def send(self, response: pb.SessionAnswer) -> None:
-        """Queues one frame for the client."""
+    def send_result(self, call_id: int, payload: RawPayload) -> None:
+        self._send_payload(call_id, "result", payload)
+
+    def send_item(self, call_id: int, payload: RawPayload) -> None:
+        self._send_payload(call_id, "item", payload)
+
+    def send_end(self, call_id: int) -> None:
+        self._send(pb.SessionAnswer(call_id=call_id, end=pb.SessionAnswer.End()))
+
+    def send_error(self, call_id: int, status: bytes) -> None:
+        self._send(pb.SessionAnswer(call_id=call_id, error=status_pb2.Status.FromString(status)))
+
+    def _send(self, response: pb.SessionAnswer) -> None:
         self._out.append(response)
         self._some.set()
 
-    def send_payload(self, call_id: int, field: str, payload: RawPayload) -> None:
+    def _send_payload(self, call_id: int, field: str, payload: RawPayload) -> None:
         """A payload, its blob cut into chunks when it is large and not in a segment."""
-        if payload.owner is not None:
-            self._lent[payload.segment] = payload.owner
         blob = payload.chunks[0] if len(payload.chunks) == 1 else b"".join(payload.chunks)
         first = payload_pb2.Payload(
             codec=payload.codec,  # type: ignore[arg-type]
@@ -423,18 +403,14 @@ class _Session:
             data=bytes(blob[:CHUNK_BYTES]),
             segment=payload.segment,
         )
-        self.send(pb.SessionAnswer(call_id=call_id, **{field: first}))  # type: ignore[arg-type]
+        self._send(pb.SessionAnswer(call_id=call_id, **{field: first}))  # type: ignore[arg-type]
         for start in range(CHUNK_BYTES, len(blob), CHUNK_BYTES):
             chunk = bytes(blob[start : start + CHUNK_BYTES])
-            self.send(pb.SessionAnswer(call_id=call_id, chunk=chunk))
-
-    def ended(self, call_id: int) -> None:
-        """The call has answered."""
-        self._calls.pop(call_id, None)
+            self._send(pb.SessionAnswer(call_id=call_id, chunk=chunk))
 
     def _begin(self, call_id: int, request: pb.InvokeRequest) -> None:
-        if call_id in self._calls or call_id in self._partial:
-            self._fail(
+        if call_id in self._partial:
+            self._calls.fail(
                 call_id, InvalidRequestError(f"call_id={call_id} is in use; give each call of a session its own")
             )
             return
@@ -443,7 +419,8 @@ class _Session:
         if missing <= 0:
             self._submit(call_id, request, [request.arguments.data])
         elif self._partial_bytes + missing > MAX_PARTIAL_BYTES:
-            self._fail(call_id, InvalidRequestError(f"arguments of {missing >> 20} MiB exceed the session's limit"))
+            why = InvalidRequestError(f"arguments of {missing >> 20} MiB exceed the session's limit")
+            self._calls.fail(call_id, why)
         else:
             self._partial_bytes += missing
             self._partial[call_id] = _Partial(request, missing, [request.arguments.data])
@@ -466,44 +443,12 @@ class _Session:
             self._partial_bytes -= partial.missing
 
     def _submit(self, call_id: int, request: pb.InvokeRequest, chunks: Sequence[bytes]) -> None:
-        sink = _SessionSink(self, call_id)
         try:
-            call = self._service.submit(
-                request,
-                _raw(request.arguments, chunks, replies_in_segments=request.segments),
-                sink,
-                request.timeout_s or None,
-            )
+            raw = _raw(request.arguments, chunks, replies_in_segments=request.segments)
         except HasFaasError as exc:
-            self._fail(call_id, exc)
+            self._calls.fail(call_id, exc)
             return
-        if not call.done:
-            self._calls[call_id] = call
-
-    def _fail(self, call_id: int, exc: HasFaasError) -> None:
-        self.send(pb.SessionAnswer(call_id=call_id, error=to_status(exc)))
-
-
-@attrs.define(eq=False)
-class _SessionSink:
-    session: _Session
-    call_id: int
-
-    def result(self, payload: RawPayload) -> None:
-        self.session.ended(self.call_id)
-        self.session.send_payload(self.call_id, "result", payload)
-
-    def item(self, payload: RawPayload) -> None:
-        self.session.send_payload(self.call_id, "item", payload)
-
-    def end(self) -> None:
-        self.session.ended(self.call_id)
-        self.session.send(pb.SessionAnswer(call_id=self.call_id, end=pb.SessionAnswer.End()))
-
-    def error(self, status: bytes) -> None:
-        self.session.ended(self.call_id)
-        message = status_pb2.Status.FromString(status)
-        self.session.send(pb.SessionAnswer(call_id=self.call_id, error=message))
+        self._calls.begin(call_id, request.function, request.version, raw, request.timeout_s)
 
 
 def _kind(word: str) -> Kind:

@@ -1,4 +1,5 @@
-"""Frames between a gateway and a replica: a fixed header, a msgpack head, and a raw body that nobody in between opens.
+"""Frames between a gateway and a replica, and between an SDK and the gateway of its host: a fixed header, a msgpack head, and
+a raw body that nobody in between opens.
 
 A frame is 24 bytes `<kind u8, pad 3, head length u32, call id u64, body length u64>`, then head, then body. Reading is
 sans-I/O: `FrameReader.buffer()` says where the next bytes go, `advance(n)` returns the frames they complete. A large body
@@ -23,19 +24,24 @@ MAX_HEAD_BYTES = 65 * 2**20
 # Of a batch: many heads in one frame.
 MAX_BATCH_HEAD_BYTES = 2**31
 MAX_BODY_BYTES = 16 * 2**30
+# Of one call's arguments when they do not go through shared memory.
+MAX_CALL_BYTES = 2**30
 SCRATCH_BYTES = 256 * 1024
+# Up to here one joined write costs less than one write a piece.
+JOIN_BYTES = 64 * 1024
 
 Buffer = bytes | bytearray | memoryview
 
 
 class FrameKind(enum.IntEnum):
-    """Below 10: gateway to replica. From 10: replica to gateway."""
+    """Below 10: towards the replica. From 10: back. A client sends CALL where a gateway sends EXECUTE."""
 
     EXECUTE = 1
     CANCEL = 2
     CREDIT = 3
     SHUTDOWN = 4
     RELEASE = 5
+    CALL = 6
     READY = 10
     FAILED = 11
     RESULT = 12
@@ -143,6 +149,45 @@ def unpack_execute(frame: Frame) -> list[tuple[WorkItem, memoryview]]:
     return items
 
 
+def pack_call(call_id: int, function: str, version: str, timeout_s: float, raw: RawPayload) -> list[Buffer]:
+    """A CALL frame. `timeout_s` 0 leaves the time to the function's own."""
+    head = (function, version, timeout_s, raw.codec, raw.head, raw.sizes, raw.segment, raw.replies_in_segments)
+    return pack(FrameKind.CALL, call_id, head, raw.chunks)
+
+
+def unpack_call(frame: Frame) -> tuple[str, str, float, RawPayload]:
+    """(function, version, timeout_s, arguments) of a CALL frame. Raises InvalidRequestError when it is none."""
+    match frame.head:
+        case (
+            str(function),
+            str(version),
+            float(timeout_s),
+            int(codec),
+            bytes(head),
+            tuple(sizes),
+            str(segment),
+            bool(replies),
+        ) if _are_sizes(codec, sizes):
+            chunks = (frame.body,) if len(frame.body) else ()
+            return function, version, timeout_s, RawPayload(codec, head, sizes, chunks, segment, replies)
+    raise InvalidRequestError(f"a frame {frame.kind.name} without a call's head: {frame.head!r:.80}")
+
+
+class Writable(Protocol):
+    """What an asyncio transport offers."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None: ...
+
+
+def write_to(transport: Writable, pieces: Sequence[Buffer]) -> None:
+    """Writes a frame: small ones at once, large ones piece by piece without joining them."""
+    if len(pieces) == 1 or sum(len(piece) for piece in pieces) <= JOIN_BYTES:
+        transport.write(b"".join(pieces))
+        return
+    for piece in pieces:
+        transport.write(piece)
+
+
 def pack_payload(kind: FrameKind, call_id: int, payload: RawPayload) -> list[Buffer]:
     """A RESULT or ITEM frame."""
     return pack(kind, call_id, (payload.codec, payload.head, payload.sizes, payload.segment), payload.chunks)
@@ -165,8 +210,9 @@ def _are_sizes(codec: int, sizes: tuple[object, ...]) -> bool:
 class FrameReader:
     """Assembles frames from bytes as they come. Raises InvalidRequestError on a header that no peer of ours sends."""
 
-    def __init__(self, max_head_bytes: int = MAX_HEAD_BYTES) -> None:
+    def __init__(self, max_head_bytes: int = MAX_HEAD_BYTES, *, max_body_bytes: int = MAX_BODY_BYTES) -> None:
         self._max_head_bytes = max_head_bytes
+        self._max_body_bytes = max_body_bytes
         self._scratch = bytearray(SCRATCH_BYTES)
         self._start = 0
         self._end = 0
@@ -215,7 +261,7 @@ class FrameReader:
         if available < HEADER.size:
             return False
         kind, head_len, call_id, body_len = HEADER.unpack_from(self._scratch, self._start)
-        if head_len > self._max_head_bytes or body_len > MAX_BODY_BYTES:
+        if head_len > self._max_head_bytes or body_len > self._max_body_bytes:
             raise InvalidRequestError(f"a frame announces a head of {head_len} and a body of {body_len} bytes")
         head_end = self._start + HEADER.size + head_len
         if head_end > self._end:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hasfaas.backends.base import Endpoint
 from hasfaas.core.errors import AuthError, BackendError
-from hasfaas.core.settings import GATEWAY_SOCKET, Settings
+from hasfaas.core.settings import FRAMES_SOCKET, GATEWAY_SOCKET, Settings
 
 LOG_FILE = "gateway.log"
 LOCK_FILE = "gateway.lock"
@@ -137,7 +137,7 @@ class LocalBackend:
         return self._settings.state_dir / LOG_FILE
 
     def _endpoint(self) -> Endpoint:
-        return Endpoint(f"unix:{self._socket()}", trusted=True)
+        return Endpoint(f"unix:{self._socket()}", trusted=True, frames=self._settings.socket_path(FRAMES_SOCKET))
 
 
 def _own_folder(folder: Path) -> None:

@@ -23,9 +23,10 @@ from grpc_reflection.v1alpha import reflection
 
 from hasfaas.backends.fleet import Fleet
 from hasfaas.core.errors import HasFaasError
-from hasfaas.core.settings import GATEWAY_SOCKET, Settings
+from hasfaas.core.settings import FRAMES_SOCKET, GATEWAY_SOCKET, Settings
 from hasfaas.node.agent import NodeAgent, Replica
 from hasfaas.node.inventory import devices_of
+from hasfaas.serving.door import Door
 from hasfaas.serving.gateway import GatewayService
 from hasfaas.serving.store import LocalStore
 from hasfaas.wire.v1 import functions_pb2, functions_pb2_grpc
@@ -97,7 +98,15 @@ class Gateway:
         functions_pb2_grpc.add_FunctionServiceServicer_to_server(self._service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        self._listen(server)
+        frames_path = self._settings.socket_path(FRAMES_SOCKET)
+        frames_path.unlink(missing_ok=True)
+        mask = os.umask(0o177)
+        try:
+            door = await loop.create_unix_server(lambda: Door(self._service.intake), str(frames_path), backlog=128)
+            # Last: a client that finds this socket finds the other too.
+            self._listen(server)
+        finally:
+            os.umask(mask)
         await server.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         ready()
@@ -108,10 +117,12 @@ class Gateway:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._finish_calls()
         # Sessions never end by themselves; what they wait for has been answered above.
+        door.close()
         await server.stop(grace=0.5)
         await self._fleet.stop()
         self._store.close()
-        self._settings.socket_path(GATEWAY_SOCKET).unlink(missing_ok=True)
+        for name in (GATEWAY_SOCKET, FRAMES_SOCKET):
+            self._settings.socket_path(name).unlink(missing_ok=True)
 
     async def _finish_calls(self) -> None:
         deadline_s = time.monotonic() + self._settings.local.drain_timeout_s
@@ -120,12 +131,8 @@ class Gateway:
 
     def _listen(self, server: grpc.aio.Server) -> None:
         path = self._settings.socket_path(GATEWAY_SOCKET)
-        mask = os.umask(0o177)
-        try:
-            if server.add_insecure_port(f"unix:{path}") == 0:
-                raise HasFaasError(f"cannot listen on {path}")
-        finally:
-            os.umask(mask)
+        if server.add_insecure_port(f"unix:{path}") == 0:
+            raise HasFaasError(f"cannot listen on {path}")
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", SERVICE):
@@ -140,8 +147,8 @@ class Gateway:
             await asyncio.sleep(1.0)
             self._fleet.agent.trim_logs()
             self._fleet.agent.sweep()
-            idle_s = time.monotonic() - self._service.last_used_s
-            busy = self._service.sessions or self._fleet.router.outstanding
+            idle_s = time.monotonic() - self._service.intake.last_used_s
+            busy = self._service.intake.clients or self._fleet.router.outstanding
             if self.embedded and not busy and idle_s > self._settings.local.linger_s:
                 log.info("no client for %.0f s: ending", idle_s)
                 self._stop.set()

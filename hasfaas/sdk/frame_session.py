@@ -1,0 +1,111 @@
+"""A session with a gateway of this host, by frames on its unix socket: what gRPC's threads would cost is most of a small call.
+
+Functions are deployed and sized by gRPC all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from hasfaas.core.errors import InvalidRequestError, UnavailableError
+from hasfaas.sdk.session import GATEWAY_LOST, Request, Session
+from hasfaas.wire import frames
+from hasfaas.wire.frames import Frame, FrameKind, FrameReader, RawPayload
+from hasfaas.wire.status import read_status
+from hasfaas.wire.tensors import Buffer
+
+
+class FrameSession(Session):
+    """One connected unix socket."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address, same_host=True)
+        self._transport: asyncio.Transport | None = None
+
+    @classmethod
+    async def open(cls, address: str, socket: Path) -> FrameSession:
+        """Connects. Raises UnavailableError (GATEWAY_LOST) when nobody listens."""
+        session = cls(address)
+        try:
+            await asyncio.get_running_loop().create_unix_connection(lambda: _Line(session), str(socket))
+        except OSError as exc:
+            await session.close()
+            raise UnavailableError(f"the gateway cannot be reached: {exc}", reason=GATEWAY_LOST) from exc
+        return session
+
+    def _send_call(self, call_id: int, request: Request, pieces: Sequence[Buffer], segment: str) -> None:
+        arguments = request.arguments
+        nbytes = sum(len(piece) for piece in pieces)
+        if nbytes > frames.MAX_CALL_BYTES:
+            raise InvalidRequestError(
+                f"{request.function}: arguments of {nbytes >> 20} MiB; at most {frames.MAX_CALL_BYTES >> 20} MiB fit a call"
+            )
+        raw = RawPayload(
+            int(arguments.codec), arguments.head, arguments.lengths, tuple(pieces), segment, replies_in_segments=True
+        )
+        self._write(frames.pack_call(call_id, request.function, request.version, float(request.timeout_s), raw))
+
+    def _send_cancel(self, call_id: int) -> None:
+        self._write(frames.pack(FrameKind.CANCEL, call_id))
+
+    def _send_credit(self, call_id: int, items: int) -> None:
+        self._write(frames.pack(FrameKind.CREDIT, call_id, items))
+
+    def _send_release(self, segment: str) -> None:
+        self._write(frames.pack(FrameKind.RELEASE, 0, segment))
+
+    def _hang_up(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _write(self, pieces: list[Buffer]) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            frames.write_to(self._transport, pieces)
+
+    def connected(self, transport: asyncio.Transport) -> None:
+        """The line stands."""
+        self._transport = transport
+
+    def lost(self) -> None:
+        """The line is gone."""
+        self._transport = None
+        self._break(UnavailableError("the gateway closed the session", reason=GATEWAY_LOST))
+
+    def take(self, frame: Frame) -> None:
+        """One frame from the gateway. Raises InvalidRequestError for one that no gateway sends."""
+        match frame.kind:
+            case FrameKind.RESULT | FrameKind.ITEM:
+                raw = frames.unpack_payload(frame)
+                last = frame.kind is FrameKind.RESULT
+                blob = memoryview(frame.body)
+                self._take_payload(frame.call_id, raw.codec, raw.head, raw.sizes, blob, raw.segment, last=last)
+            case FrameKind.END:
+                self._take_end(frame.call_id)
+            case FrameKind.ERROR:
+                self._take_error(frame.call_id, read_status(bytes(frame.body)))
+            case _:
+                raise InvalidRequestError(f"a gateway sent {frame.kind.name}")
+
+
+class _Line(asyncio.BufferedProtocol):
+    """The socket's reading side."""
+
+    def __init__(self, session: FrameSession) -> None:
+        self._session = session
+        self._reader = FrameReader()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._session.connected(transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._reader.buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        for frame in self._reader.advance(nbytes):
+            self._session.take(frame)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._session.lost()
