@@ -1,4 +1,4 @@
-"""A session with a gateway of this host, by frames on its unix socket: what gRPC's threads would cost is most of a small call.
+"""A session with a gateway of this host, by frames on its unix socket: gRPC's threads are most of what a small call costs.
 
 Functions are deployed and sized by gRPC all the same.
 """

@@ -79,6 +79,7 @@ class Remote(Generic[P]):
         self.name = check_name(function_name(target) if name is None else name)
         self.example = example
         self._parameters = _signature(target)
+        self._plain_counts = _plain_counts(self._parameters)
         self.built: Deployable | None = None
         self._build_lock = threading.Lock()
         for attribute in ("__doc__", "__module__", "__qualname__", "__name__"):
@@ -140,7 +141,7 @@ class Remote(Generic[P]):
 
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
         """Arguments as a payload, after checking that the function takes them."""
-        if self._parameters is not None:
+        if self._parameters is not None and (kwargs or len(args) not in self._plain_counts):
             try:
                 self._parameters.bind(*args, **kwargs)
             except TypeError as exc:
@@ -402,6 +403,19 @@ def _signature(target: Any) -> inspect.Signature | None:
     except (TypeError, ValueError):
         return None
     return found.replace(parameters=list(found.parameters.values())[1:]) if bound else found
+
+
+def _plain_counts(signature: inspect.Signature | None) -> range:
+    """How many arguments may be given by position alone: such calls need no closer look, which costs as much as the rest of
+    their encoding."""
+    if signature is None:
+        return range(0)
+    kinds = inspect.Parameter
+    named = [p for p in signature.parameters.values() if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
+    others = [p for p in signature.parameters.values() if p.kind is kinds.KEYWORD_ONLY and p.default is kinds.empty]
+    if others:
+        return range(0)
+    return range(sum(1 for p in named if p.default is kinds.empty), len(named) + 1)
 
 
 def _overridden(spec: FunctionSpec, name: str, options: Any) -> FunctionSpec:

@@ -1,4 +1,4 @@
-"""A session on one gRPC stream, to any gateway: frames that are ready together share a message, large payloads go in chunks."""
+"""A session on one gRPC stream, to any gateway: frames that are ready together share a message, large payloads are cut."""
 
 from __future__ import annotations
 

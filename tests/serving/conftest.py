@@ -25,7 +25,7 @@ async def site(folder: Path) -> AsyncIterator[Site]:
     made = Site(folder)
     await made.server.start()
     yield made
-    await until(lambda: made.router.outstanding == 0 and made.service.sessions == 0)
+    await until(lambda: made.router.outstanding == 0 and made.service.intake.clients == 0)
     await made.close()
 
 

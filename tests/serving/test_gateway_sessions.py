@@ -147,7 +147,7 @@ async def test_a_client_that_leaves_takes_all_its_calls_back(site: Site, session
     session.stream.cancel()
     await until(lambda: site.router.outstanding == 0)
     await replica.until(lambda: sorted(replica.cancelled) == sorted(replica.started))
-    assert site.service.sessions == 0
+    assert site.service.intake.clients == 0
 
 
 async def test_a_client_that_says_no_more_still_gets_its_answers(site: Site, session: Session) -> None:
