@@ -279,7 +279,7 @@ class Fleet:
 
     async def _started(self, deployed: _Deployed, want: Want, record: FunctionRecord) -> _Member:
         try:
-            member = await self._launch(deployed, want, record)
+            member = await self._launch_with_room(deployed, want, record)
             deployed.failure, deployed.failures = None, 0
             return member
         except Exception as cause:
@@ -300,6 +300,33 @@ class Fleet:
     def _is_current(self, deployed: _Deployed, record: FunctionRecord) -> bool:
         """Whether a replica of `record` may still serve: the name stands for the same function and version."""
         return self._functions.get(record.name) is deployed and deployed.record.version == record.version
+
+    async def _launch_with_room(self, deployed: _Deployed, want: Want, record: FunctionRecord) -> _Member:
+        """Where there is no room, idle replicas that nobody asked to keep make some, the longest idle first."""
+        while True:
+            try:
+                return await self._launch(deployed, want, record)
+            except PlacementError:
+                fits = any(want.memory_bytes <= device.memory_bytes for device in self.agent.devices.values())
+                idle = self._longest_idle(deployed) if fits else None
+                if idle is None:
+                    raise
+                log.info("%s makes room for %s", idle.process.replica_id, record.name)
+                idle.deployed.wanted = 0
+                await self._retire(idle)
+
+    def _longest_idle(self, besides: _Deployed) -> _Member | None:
+        """The replica that can go: of another function, which wants none at least and whose number nobody set."""
+        candidates = [
+            (since_s, number, member)
+            for number, member in enumerate(self._members.values())
+            if member.deployed is not besides
+            and member.deployed.record.sizing == Sizing()
+            and member.deployed.record.spec.min_replicas == 0
+            and self.router.depth(member.record.name) == 0
+            and (since_s := self.router.idle_since_s(member.process.replica_id)) is not None
+        ]
+        return min(candidates)[2] if candidates else None
 
     async def _launch(self, deployed: _Deployed, want: Want, record: FunctionRecord) -> _Member:
         process = await self.agent.add(

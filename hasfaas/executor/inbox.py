@@ -61,9 +61,9 @@ class Inbox:
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
 
-    def next(self) -> Execution | None:
+    def next(self, idle: Callable[[], None]) -> Execution | None:
         """Blocks for the next execution; None when we are asked to end. Raises Closed when the gateway has
-        gone.
+        gone. `idle` is called before each wait: what had arrived may all have been cancelled.
 
         Cancelled calls are left out, and answered here; an execution of which nothing is left is skipped.
         """
@@ -76,6 +76,7 @@ class Inbox:
                     return Execution(kept, execution.dropped)
             if self._shutdown:
                 return None
+            idle()
             self._receive()
 
     def peek_bytes(self) -> int | None:

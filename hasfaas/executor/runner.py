@@ -266,7 +266,7 @@ class Replica:
 
     def serve(self) -> None:
         """Until the gateway says to end, or goes away (Closed)."""
-        while (execution := self.inbox.next()) is not None:
+        while (execution := self.inbox.next(self.lease.release)) is not None:
             try:
                 self._run(execution)
             finally:

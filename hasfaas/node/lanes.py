@@ -122,15 +122,24 @@ def place(replica_id: str, want: Want, devices: Sequence[DeviceInfo], lanes: Seq
                 best = (score, placement)
     if best is None:
         asked = f"sm {_percent(want.sm_percent)}, quota {_percent(want.quota_percent)}"
-        raise PlacementError(
-            f"no room for a replica with {asked}: {'; '.join(refusals) or 'there is no device'}. "
-            "Lower a neighbour with `hasfaas scale NAME --quota`, or add a device"
-        )
+        why = "; ".join(refusals) or "there is no device"
+        raise PlacementError(f"no room for a replica with {asked}: {why}. {_cure(want, devices, refusals)}")
     return best[1]
 
 
 def _percent(value: float | None) -> str:
     return "auto" if value is None else f"{value:g} %"
+
+
+def _cure(want: Want, devices: Sequence[DeviceInfo], refusals: Sequence[str]) -> str:
+    if all(want.device not in ("auto", device.kind, device.device_id) for device in devices):
+        known = ", ".join(f"{device.device_id} ({device.kind})" for device in devices)
+        return f"Devices here: {known or 'none'}; name one of them with device=, or add one to the configuration"
+    if any("memory left" in refusal for refusal in refusals):
+        return (
+            "End what holds memory (`hasfaas scale NAME --replicas 0`, `hasfaas delete NAME`), or declare less memory="
+        )
+    return "Lower a neighbour with `hasfaas scale NAME --quota`, or add a device"
 
 
 def _open_lanes(device: DeviceInfo, lanes: Sequence[Lane], want: Want) -> list[Lane]:
@@ -180,8 +189,8 @@ def resize(lane: Lane, replica_id: str, quota_percent: float) -> tuple[Seat, ...
         taken = sum(s.quota_percent for s in others if s.pinned)
         kept = LEAST_AUTO_QUOTA_PERCENT * sum(1 for s in others if not s.pinned)
         raise PlacementError(
-            f"quota {quota_percent:g} % does not fit lane {lane.lane} of {lane.device_id}: its other replicas hold "
-            f"{taken:g} % and keep at least {kept:g} %, and quotas of one lane sum to at most 100; "
+            f"quota {quota_percent:g} % does not fit lane {lane.lane} of {lane.device_id}: {taken:g} % are set for other "
+            f"replicas, those that nobody sized keep {kept:g} % at least, and quotas of one lane sum to at most 100; "
             f"ask for at most {max(0.0, 100.0 - taken - kept):g} %",
             reason="QUOTA_EXCEEDED",
         )

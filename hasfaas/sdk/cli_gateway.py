@@ -117,7 +117,9 @@ def _show_functions(found: pb.GetStatusResponse) -> None:
 def _function_row(function: pb.FunctionStatus) -> tuple[str, ...]:
     spec, calls = function.spec, function.calls
     ready = sum(replica.state == "ready" for replica in function.replicas)
-    met = 100.0 * calls.slo_met / calls.completed if calls.completed else None
+    # A call that failed, or whose time ran out, missed its promise too.
+    ended = calls.completed + calls.failed + calls.expired
+    met = 100.0 * calls.slo_met / ended if ended else None
     return (
         function.name,
         function.version,

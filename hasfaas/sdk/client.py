@@ -93,6 +93,8 @@ class Client:
         except BaseException:
             future.cancel()
             raise
+        finally:
+            del future, work  # an exception's traceback leads here: it must not keep itself alive
 
     def start(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Starts a coroutine of this client on its background loop."""
@@ -274,8 +276,10 @@ class Client:
         if task is None:
             task = under_way[key] = asyncio.ensure_future(make())
             task.add_done_callback(lambda done: _forget(under_way, key, done))
-        value: T = await asyncio.shield(task)
-        return value
+        try:
+            return await asyncio.shield(task)
+        finally:
+            del task  # an exception's traceback leads here: without this, it would keep itself and the arguments alive
 
     # -- connections -------------------------------------------------------------------------------------------------
 

@@ -121,7 +121,10 @@ class Session(abc.ABC):
             timer.cancel()
             self._end(call_id, pending, answered=isinstance(answer, Payload))
         if isinstance(answer, HasFaasError):
-            raise answer
+            try:
+                raise answer
+            finally:
+                del answer, pending  # the traceback leads to this frame: the error must not keep itself alive
         assert answer is not None
         return answer
 
@@ -144,6 +147,7 @@ class Session(abc.ABC):
                     self._send_credit(call_id, CREDIT_LOT)
         finally:
             self._end(call_id, pending, answered=over and answer is None)
+            answer = None  # an error's traceback leads to this frame: it must not keep itself alive
             if not over:
                 self._take_back(call_id)
 

@@ -74,6 +74,7 @@ class _Replica:
     replica_id: str
     channel: ReplicaChannel
     quota_percent: float
+    used_s: float
     executions: list[set[int]] = attrs.field(factory=list)
     draining: bool = False
     idle: asyncio.Event = attrs.field(factory=asyncio.Event)
@@ -138,6 +139,11 @@ class Router:
         replica = self._replica(replica_id)
         return sum(len(batch) for batch in replica.executions) if replica else 0
 
+    def idle_since_s(self, replica_id: str) -> float | None:
+        """When a ready replica last had work, None for one that has some, or is not ready."""
+        replica = self._replica(replica_id)
+        return None if replica is None or replica.executions or replica.draining else replica.used_s
+
     @property
     def outstanding(self) -> int:
         """Accepted calls that have not ended, of all functions."""
@@ -193,7 +199,7 @@ class Router:
             channel.shutdown()
             return
         assert replica_id not in self._homes, f"replica {replica_id} is attached already"
-        function.replicas[replica_id] = _Replica(replica_id, channel, quota_percent)
+        function.replicas[replica_id] = _Replica(replica_id, channel, quota_percent, self._now_s())
         self._homes[replica_id] = function
         self.pump(name)
 
@@ -390,12 +396,18 @@ class Router:
         waited = call.replica is None
         self._abandon(call)
         spent_ms = (self._now_s() - call.arrived_s) * 1000.0
-        where = "while it waited; it never ran" if waited else "after it was sent to a replica; its result is dropped"
+        where = self._why_waited(call.function) if waited else "after it was sent to a replica; its result is dropped"
         reason = "DEADLINE_IN_QUEUE" if waited else "DEADLINE_IN_EXECUTION"
         self._error(
             call,
             DeadlineError(f"{call.function.name}: the caller's {spent_ms:.0f} ms ran out {where}", reason=reason),
         )
+
+    def _why_waited(self, function: _Function) -> str:
+        replicas = function.replicas.values()
+        if replicas and all(replica.quota_percent <= 0.0 for replica in replicas):
+            return "while it waited; it never ran: the quota is 0 (`hasfaas scale NAME --quota` sets another)"
+        return "while it waited; it never ran"
 
     def _replica(self, replica_id: str) -> _Replica | None:
         home = self._homes.get(replica_id)
@@ -416,6 +428,7 @@ class Router:
                 batch.discard(call_id)
             replica.executions = [batch for batch in replica.executions if batch]
             if not replica.executions:
+                replica.used_s = self._now_s()
                 replica.idle.set()
             asyncio.get_running_loop().call_soon(self.pump, self._homes[replica_id].name)
         return call

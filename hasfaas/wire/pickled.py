@@ -95,4 +95,9 @@ def _reduce_tensor(tensor: torch.Tensor, exact: bool) -> Any:
     if not exact or not is_simple(tensor):
         return NotImplemented
     description, buffer = tensor_parts(tensor)
-    return rebuild_tensor, (pickle.PickleBuffer(buffer), description, tensor.requires_grad)
+    # Over an array, not over the memoryview itself: CPython 3.11 crashes when the garbage collector meets a memoryview that
+    # a PickleBuffer exports in one cycle.
+    import numpy as np
+
+    array: Any = np.asarray(buffer)
+    return rebuild_tensor, (pickle.PickleBuffer(array), description, tensor.requires_grad)

@@ -32,3 +32,8 @@ def stuck(path):
     with open(path, "w") as file:
         file.write(str(os.getpid()))
     return re.match(r"(a+)+$", "a" * 40 + "b")
+
+
+@function(slo_ms=100, memory="128MiB")
+def fails_on(x):
+    raise RuntimeError("not today")

@@ -69,6 +69,10 @@ class Line:
     gateway: Gateway
 
 
+def _rest() -> None:
+    """What a replica does before it waits; here nothing."""
+
+
 @pytest.fixture
 def line() -> Iterator[Line]:
     ours, theirs = socket.socketpair()
@@ -88,18 +92,18 @@ def ids(execution: Execution | None) -> list[int]:
 def test_work_comes_in_order_with_its_blobs(line: Line) -> None:
     line.gateway.execute(1, 2, blob=b"first")
     line.gateway.execute(3, blob=b"")
-    first = line.inbox.next()
+    first = line.inbox.next(_rest)
     assert first is not None
     assert ids(first) == [1, 2]
     assert [bytes(blob) for _, blob in first.items] == [b"first", b"first"]
     assert first.nbytes == 10
-    assert ids(line.inbox.next()) == [3]
+    assert ids(line.inbox.next(_rest)) == [3]
 
 
 def test_next_waits_for_work(line: Line) -> None:
     timer = threading.Timer(0.05, lambda: line.gateway.execute(1))
     timer.start()
-    assert ids(line.inbox.next()) == [1]
+    assert ids(line.inbox.next(_rest)) == [1]
     timer.join()
 
 
@@ -108,7 +112,7 @@ def test_what_has_arrived_can_be_weighed_without_waiting(line: Line) -> None:
     line.gateway.execute(1, blob=bytes(100))
     line.gateway.execute(2, blob=bytes(7))
     assert line.inbox.peek_bytes() == 100
-    line.inbox.next()
+    line.inbox.next(_rest)
     assert line.inbox.peek_bytes() == 7
 
 
@@ -116,7 +120,7 @@ def test_large_arguments_arrive_while_we_read(line: Line) -> None:
     blob = bytes(range(256)) * (1 << 14)
     sender = threading.Thread(target=line.gateway.execute, args=(1,), kwargs={"blob": blob})
     sender.start()
-    execution = line.inbox.next()
+    execution = line.inbox.next(_rest)
     sender.join()
     assert execution is not None
     assert bytes(execution.items[0][1]) == blob
@@ -138,8 +142,8 @@ def test_a_cancellation_overtakes_the_work_it_cancels_and_is_confirmed(line: Lin
     line.gateway.execute(2)
     line.gateway.execute(3)
     line.gateway.cancel(2)
-    assert ids(line.inbox.next()) == [1]
-    assert ids(line.inbox.next()) == [3]
+    assert ids(line.inbox.next(_rest)) == [1]
+    assert ids(line.inbox.next(_rest)) == [3]
     assert [confirmed(frame) for frame in line.gateway.read(1)] == [2]
     assert line.gateway.silence()
 
@@ -148,7 +152,7 @@ def test_of_a_batch_the_others_run(line: Line) -> None:
     line.gateway.execute(1, 2, 3)
     line.gateway.cancel(1)
     line.gateway.cancel(3)
-    assert ids(line.inbox.next()) == [2]
+    assert ids(line.inbox.next(_rest)) == [2]
     assert [confirmed(frame) for frame in line.gateway.read(2)] == [1, 3]
 
 
@@ -157,13 +161,13 @@ def test_a_batch_of_which_nothing_is_left_is_skipped(line: Line) -> None:
     line.gateway.cancel(1)
     line.gateway.cancel(2)
     line.gateway.execute(3)
-    assert ids(line.inbox.next()) == [3]
+    assert ids(line.inbox.next(_rest)) == [3]
     assert [confirmed(frame) for frame in line.gateway.read(2)] == [1, 2]
 
 
 def test_the_running_call_can_ask_whether_it_was_taken_back(line: Line) -> None:
     line.gateway.execute(1)
-    line.inbox.next()
+    line.inbox.next(_rest)
     assert not line.inbox.cancelled(1)
     line.gateway.cancel(1)
     assert line.inbox.cancelled(1)
@@ -174,7 +178,7 @@ def test_the_running_call_can_ask_whether_it_was_taken_back(line: Line) -> None:
 
 def test_news_of_calls_that_have_ended_leaves_nothing_behind(line: Line) -> None:
     line.gateway.execute(1)
-    line.inbox.next()
+    line.inbox.next(_rest)
     line.inbox.forget(1)
     for call_id in (1, 2, 3):
         line.gateway.cancel(call_id)
@@ -191,7 +195,7 @@ def test_news_of_calls_that_have_ended_leaves_nothing_behind(line: Line) -> None
 def test_each_item_costs_one_credit(line: Line) -> None:
     line.gateway.execute(1)
     line.gateway.credit(1, 2)
-    line.inbox.next()
+    line.inbox.next(_rest)
     assert [line.inbox.spend_credit(1) for _ in range(3)] == [True, True, False]
     line.gateway.credit(1, 1)
     assert [line.inbox.spend_credit(1) for _ in range(2)] == [True, False]
@@ -199,7 +203,7 @@ def test_each_item_costs_one_credit(line: Line) -> None:
 
 def test_who_has_no_credit_waits_until_something_comes(line: Line) -> None:
     line.gateway.execute(1)
-    line.inbox.next()
+    line.inbox.next(_rest)
     timer = threading.Timer(0.05, lambda: line.gateway.credit(1, 1))
     timer.start()
     line.inbox.wait()
@@ -213,13 +217,13 @@ def test_who_has_no_credit_waits_until_something_comes(line: Line) -> None:
 def test_we_end_after_what_we_were_sent(line: Line) -> None:
     line.gateway.execute(1)
     line.gateway.shutdown()
-    assert ids(line.inbox.next()) == [1]
-    assert line.inbox.next() is None
-    assert line.inbox.next() is None
+    assert ids(line.inbox.next(_rest)) == [1]
+    assert line.inbox.next(_rest) is None
+    assert line.inbox.next(_rest) is None
 
 
 ASKING: list[Callable[[Inbox], object]] = [
-    lambda inbox: inbox.next(),
+    lambda inbox: inbox.next(_rest),
     lambda inbox: inbox.wait(),
     lambda inbox: inbox.poll(),
     lambda inbox: inbox.peek_bytes(),
