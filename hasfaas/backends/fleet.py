@@ -436,10 +436,13 @@ class Fleet:
             outcomes = await asyncio.gather(
                 *(self._start_member(deployed) for _ in range(missing)), return_exceptions=True
             )
-            for outcome in outcomes:
-                if isinstance(outcome, BaseException):
-                    deployed.wanted = len(live)
-                    raise outcome
+            failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+            if failed:
+                # All or nothing: those that did start go again.
+                deployed.wanted = len(live)
+                started = [outcome for outcome in outcomes if isinstance(outcome, _Member)]
+                await asyncio.gather(*(self._retire(member) for member in started))
+                raise failed[0]
         # The youngest go first: the oldest have the warmest caches.
         await asyncio.gather(*(self._retire(member) for member in live[count:]))
 

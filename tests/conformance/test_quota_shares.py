@@ -73,6 +73,8 @@ def test_a_device_whose_slots_are_all_taken_says_so_and_goes_on(backend: Gateway
     shares.many.deploy()
     with pytest.raises(PlacementError, match="all 48 slots"):
         shares.many.scale(replicas=49)
+    eventually(lambda: len(backend.function("shares.many").replicas) == 1)
+    shares.many.scale(replicas=48)
     for _ in range(2):
         with pytest.raises(PlacementError, match="all 48 slots"):
             shares.spin.remote(1)

@@ -259,7 +259,8 @@ def test_no_room_names_each_device_with_its_reason_and_the_cure(want: Want, word
     with pytest.raises(PlacementError) as caught:
         machine.add("r1", want)
     assert all(word in str(caught.value) for word in words), str(caught.value)
-    assert "hasfaas scale" in str(caught.value)
+    cure = "name one of them with device=" if want.device == "cuda" else "hasfaas scale"
+    assert cure in str(caught.value)
     assert caught.value.reason == "NO_ROOM"
 
 
@@ -287,7 +288,7 @@ def test_a_resize_beyond_the_lane_names_it_and_how_much_there_is() -> None:
         lanes.resize(known, "a", 60.0)
     text = str(caught.value)
     assert "quota 60 % does not fit lane 3 of sim0" in text
-    assert "hold 50 % and keep at least 1 %" in text
+    assert "50 % are set for other replicas, those that nobody sized keep 1 %" in text
     assert "at most 49 %" in text
     assert caught.value.reason == "QUOTA_EXCEEDED"
     assert quotas(lanes.resize(known, "a", 49.0)) == [49.0, 50.0, 1.0]
