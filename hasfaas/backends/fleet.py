@@ -175,6 +175,10 @@ class Fleet:
                 member.want = attrs.evolve(member.want, quota_percent=change.quota_percent)
             await self._until_in_force(kept)
             applied_ms = (time.monotonic() - began_s) * 1000.0
+        if change.lend is not None:
+            for member in kept:
+                self.agent.lend(member.process.replica_id, change.lend)
+                member.want = attrs.evolve(member.want, lend=change.lend)
         before = deployed.record
         deployed.record = attrs.evolve(before, sizing=sizing)
         try:
@@ -321,7 +325,7 @@ class Fleet:
             (since_s, number, member)
             for number, member in enumerate(self._members.values())
             if member.deployed is not besides
-            and member.deployed.record.sizing == Sizing()
+            and not member.deployed.record.sizing.sized
             and member.deployed.record.spec.min_replicas == 0
             and self.router.depth(member.record.name) == 0
             and (since_s := self.router.idle_since_s(member.process.replica_id)) is not None
@@ -485,6 +489,7 @@ class Fleet:
             memory_bytes=member.want.memory_bytes,
             pid=process.pid,
             usage=self.agent.usage(process.replica_id),
+            lends=member.want.lend,
         )
 
     def _spawn(self, work: Coroutine[object, object, object]) -> None:
@@ -514,6 +519,7 @@ def _want(record: FunctionRecord) -> Want:
         device=record.spec.device,
         sm_percent=record.sizing.sm_percent,
         quota_percent=record.sizing.quota_percent,
+        lend=bool(record.sizing.lend),
     )
 
 

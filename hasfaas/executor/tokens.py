@@ -149,6 +149,17 @@ class TokenTable:
 
         self.step(slot, self.view(slot).epoch, decide)
 
+    def set_lend(self, slot: int, lend: bool) -> None:
+        """Whether the replica may run on time that nobody is entitled to; in force at its next gate or wake-up."""
+
+        def decide(_lane: LaneView, members: Members, me: int, now_ns: int, _timing: Timing) -> Step:
+            members[me].lend = int(lend)
+            if not lend and members[me].borrowed:
+                members[me].lease_end_ns = min(members[me].lease_end_ns, now_ns)
+            return Step(wake=me)
+
+        self.step(slot, self.view(slot).epoch, decide)
+
     def in_force(self, slot: int) -> bool:
         """Whether the replica has decided something by its latest quota. Takes no lock."""
         return quota.in_force(self.view(slot))

@@ -154,7 +154,7 @@ class NodeAgent:
         neighbours = self._with_resizes(lane, placed.resizes)
         self._apply(placed.device_id, placed.resizes)
         try:
-            slot = self._tables[placed.device_id].admit(placed.lane, ppm(placed.quota_percent))
+            slot = self._tables[placed.device_id].admit(placed.lane, ppm(placed.quota_percent), lend=request.want.lend)
         except PlacementError:
             # Every slot of the table is taken; what the neighbours gave up is theirs again.
             self._apply(placed.device_id, seating.changed(neighbours, lane.seats))
@@ -216,6 +216,11 @@ class NodeAgent:
         seats = seating.resize(lane, replica_id, quota_percent)
         self._apply(lane.device_id, seating.changed(lane.seats, seats))
         self._lanes[lane.device_id, lane.lane] = attrs.evolve(lane, seats=seats)
+
+    def lend(self, replica_id: str, lend: bool) -> None:
+        """Whether a replica runs on lane time that no other is entitled to."""
+        replica = self._replica(replica_id)
+        self._tables[replica.device_id].set_lend(replica.slot, lend)
 
     def in_force(self, replica_id: str) -> bool:
         """Whether a replica has acted on its latest quota; one that has nothing to run need not, and one that has gone."""

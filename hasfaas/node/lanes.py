@@ -28,6 +28,7 @@ class Want:
     device: str = "auto"
     sm_percent: float | None = None
     quota_percent: float | None = None
+    lend: bool = False
 
 
 @attrs.frozen

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from hasfaas.wire.v1 import functions_pb2 as pb
 
 LIVE = ("starting", "ready")
-SIZES = (("quota_percent", "quota", " %"), ("sm_percent", "SM", " %"), ("replicas", "replicas", ""))
+SIZES = (
+    ("quota_percent", "quota", " %"),
+    ("sm_percent", "SM", " %"),
+    ("replicas", "replicas", ""),
+    ("lends", "lends", ""),
+)
 COLUMNS = (
     "function",
     "replica",
@@ -138,17 +143,28 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 @click.option("--quota", type=float, help="Percent of its lane's time for each replica, changed in place.")
 @click.option("--sm", type=float, help="Percent of the device's SMs (of a cpu's cores), changed by new replicas.")
 @click.option("--replicas", type=click.IntRange(min=0), help="How many replicas.")
+@click.option("--lend/--no-lend", default=None, help="Whether replicas use lane time that no other is entitled to.")
 @json_option
 @pass_shell
-def scale(shell: Shell, name: str, quota: float | None, sm: float | None, replicas: int | None, as_json: bool) -> None:
+def scale(
+    shell: Shell,
+    name: str,
+    quota: float | None,
+    sm: float | None,
+    replicas: int | None,
+    lend: bool | None,
+    as_json: bool,
+) -> None:
     """Sizes a function by hand. Says what changed, and after how many milliseconds it was in force."""
     from hasfaas.wire.v1 import functions_pb2 as messages
 
-    if quota is None and sm is None and replicas is None:
-        raise click.UsageError("give at least one of --quota, --sm and --replicas")
+    if quota is None and sm is None and replicas is None and lend is None:
+        raise click.UsageError("give at least one of --quota, --sm, --replicas and --lend")
     shell.running()
     (old,) = _list(shell, name).functions
-    request = messages.ScaleFunctionRequest(name=old.name, quota_percent=quota, sm_percent=sm, replicas=replicas)
+    request = messages.ScaleFunctionRequest(
+        name=old.name, quota_percent=quota, sm_percent=sm, replicas=replicas, lend=lend
+    )
     with waiting(f"sizing {old.name}"):
         answer = shell.unary(lambda stub: stub.ScaleFunction(request))
     before, after = _sizes(old), _sizes(answer.function)
@@ -172,6 +188,7 @@ def _sizes(function: pb.FunctionStatus) -> dict[str, Any]:
         "replicas": len(live),
         "quota_percent": sorted({round(replica.quota_percent, 4) for replica in live}),
         "sm_percent": sorted({round(replica.sm_granted_percent, 4) for replica in live}),
+        "lends": sum(1 for replica in live if replica.lends),
     }
 
 

@@ -244,11 +244,17 @@ class Client:
         return answer
 
     async def scale(
-        self, name: str, *, quota: float | None = None, sm: float | None = None, replicas: int | None = None
+        self,
+        name: str,
+        *,
+        quota: float | None = None,
+        sm: float | None = None,
+        replicas: int | None = None,
+        lend: bool | None = None,
     ) -> pb.ScaleFunctionResponse:
-        """Sets what is given of one function: percents, and a number of replicas."""
+        """Sets what is given of one function: percents, a number of replicas, and whether they lend."""
         session = await self.session()
-        request = pb.ScaleFunctionRequest(name=name, quota_percent=quota, sm_percent=sm, replicas=replicas)
+        request = pb.ScaleFunctionRequest(name=name, quota_percent=quota, sm_percent=sm, replicas=replicas, lend=lend)
         answer: pb.ScaleFunctionResponse = await self.rpc(session.stub.ScaleFunction(request))
         return answer
 

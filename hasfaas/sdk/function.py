@@ -127,13 +127,20 @@ class Remote(Generic[P]):
         return self.client.run(self.client.deploy(self.deployable(), warm=warm))
 
     def scale(
-        self, *, quota: float | None = None, sm: float | None = None, replicas: int | None = None
+        self,
+        *,
+        quota: float | None = None,
+        sm: float | None = None,
+        replicas: int | None = None,
+        lend: bool | None = None,
     ) -> pb.ScaleFunctionResponse:
         """Sets quota (percent, of each replica, in place), SM share (percent, by new replicas) or the number of replicas.
 
+        With `lend` replicas run on lane time that nobody is entitled to, and give their own idle time to others that lend.
+
         Raises PlacementError when the device has not that much; nothing changes then.
         """
-        return self.client.run(self.client.scale(self.name, quota=quota, sm=sm, replicas=replicas))
+        return self.client.run(self.client.scale(self.name, quota=quota, sm=sm, replicas=replicas, lend=lend))
 
     def status(self) -> pb.FunctionStatus:
         """Its replicas with their usage, its queue and its counts. NotFoundError when it is not deployed."""

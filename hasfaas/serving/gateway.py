@@ -263,6 +263,7 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
                 quota_percent=request.quota_percent if request.HasField("quota_percent") else None,
                 sm_percent=request.sm_percent if request.HasField("sm_percent") else None,
                 replicas=request.replicas if request.HasField("replicas") else None,
+                lend=request.lend if request.HasField("lend") else None,
             )
             applied_ms = await self._control.scale(record, change)
             fresh = self.record(record.name)

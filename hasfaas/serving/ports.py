@@ -21,6 +21,12 @@ class Sizing:
     quota_percent: float | None = None
     sm_percent: float | None = None
     replicas: int | None = None
+    lend: bool | None = None
+
+    @property
+    def sized(self) -> bool:
+        """Whether anybody has set a share or a number; lending alone sizes nothing."""
+        return any(value is not None for value in (self.quota_percent, self.sm_percent, self.replicas))
 
 
 @attrs.frozen
@@ -54,6 +60,7 @@ class ReplicaView:
     pid: int
     usage: Usage
     error: str = ""
+    lends: bool = False
 
 
 @attrs.frozen

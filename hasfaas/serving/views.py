@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import attrs
 
-from hasfaas.serving.ports import DeviceView, FunctionRecord, ReplicaView, Sizing
+from hasfaas.serving.ports import DeviceView, FunctionRecord, ReplicaView
 from hasfaas.serving.router import Router
 from hasfaas.wire.convert import spec_to_proto, usage_to_proto
 from hasfaas.wire.v1 import functions_pb2 as pb
@@ -20,7 +20,7 @@ def function_to_proto(record: FunctionRecord, replicas: Sequence[ReplicaView], r
         kind=record.kind.value,
         spec=spec_to_proto(record.spec),
         queue_depth=router.depth(record.name),
-        unprofiled=record.sizing == Sizing(),
+        unprofiled=not record.sizing.sized,
         replicas=[_replica_to_proto(view, router) for view in replicas],
         calls=pb.CallCounts(**attrs.asdict(router.counts(record.name))),
     )
@@ -41,6 +41,7 @@ def _replica_to_proto(view: ReplicaView, router: Router) -> pb.ReplicaStatus:
         usage=usage_to_proto(view.usage),
         version=view.version,
         error=view.error,
+        lends=view.lends,
     )
 
 

@@ -152,3 +152,41 @@ def test_a_neighbour_runs_while_the_host_works(backend: Gateway) -> None:
     assert not [*decoding.errors, *spinning.errors]
     assert used[0] < 0.35
     assert used[1] > 0.3
+
+
+def test_those_that_lend_use_what_nobody_is_entitled_to(backend: Gateway) -> None:
+    names, functions = ["shares.spin", "shares.spin_two"], [shares.spin, shares.spin_two]
+    for function, quota in zip(functions, (20, 30), strict=True):
+        function.deploy()
+        function.scale(quota=10)
+        function.scale(quota=quota)
+    with Load(shares.spin.remote, 3) as one, Load(shares.spin_two.remote, 3) as two:
+        eventually(lambda: min(one.done, two.done) > 3)
+        kept = used_share(backend, names, SECONDS)
+        for function in functions:
+            function.scale(lend=True)
+        lent = used_share(backend, names, SECONDS)
+        assert all(replica.lends for f in functions for replica in f.status().replicas)
+        for function in functions:
+            function.scale(lend=False)
+        again = used_share(backend, names, SECONDS)
+    assert not [*one.errors, *two.errors]
+    assert sum(kept) < 0.58 and sum(again) < 0.62, (kept, again)
+    assert sum(lent) > 0.85, lent
+    assert all(share > quota - 0.08 for share, quota in zip(lent, (0.2, 0.3), strict=True)), lent
+
+
+def test_an_owner_that_returns_has_its_share_back_from_a_borrower(backend: Gateway) -> None:
+    shares.spin.deploy()
+    shares.spin_two.deploy()
+    shares.spin.scale(quota=60)
+    shares.spin_two.scale(quota=20, lend=True)
+    with Load(shares.spin_two.remote, 3) as borrower:
+        eventually(lambda: borrower.done > 3)
+        [alone] = used_share(backend, ["shares.spin_two"], SECONDS)
+        with Load(shares.spin.remote, 3) as owner:
+            eventually(lambda: owner.done > 3)
+            together = used_share(backend, ["shares.spin", "shares.spin_two"], SECONDS)
+    assert alone > 0.8, alone
+    assert together[0] > 0.45, together
+    assert not [*owner.errors, *borrower.errors]

@@ -208,7 +208,7 @@ class CallCounts(_message.Message):
     def __init__(self, accepted: _Optional[int] = ..., completed: _Optional[int] = ..., failed: _Optional[int] = ..., refused: _Optional[int] = ..., expired: _Optional[int] = ..., cancelled: _Optional[int] = ..., redispatched: _Optional[int] = ..., slo_met: _Optional[int] = ...) -> None: ...
 
 class ReplicaStatus(_message.Message):
-    __slots__ = ("replica_id", "state", "device", "lane", "sm_asked_percent", "sm_granted_percent", "quota_percent", "memory_bytes", "pid", "in_flight", "usage", "version", "error")
+    __slots__ = ("replica_id", "state", "device", "lane", "sm_asked_percent", "sm_granted_percent", "quota_percent", "memory_bytes", "pid", "in_flight", "usage", "version", "error", "lends")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -222,6 +222,7 @@ class ReplicaStatus(_message.Message):
     USAGE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    LENDS_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     state: str
     device: str
@@ -235,7 +236,8 @@ class ReplicaStatus(_message.Message):
     usage: Usage
     version: str
     error: str
-    def __init__(self, replica_id: _Optional[str] = ..., state: _Optional[str] = ..., device: _Optional[str] = ..., lane: _Optional[int] = ..., sm_asked_percent: _Optional[float] = ..., sm_granted_percent: _Optional[float] = ..., quota_percent: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., pid: _Optional[int] = ..., in_flight: _Optional[int] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., version: _Optional[str] = ..., error: _Optional[str] = ...) -> None: ...
+    lends: bool
+    def __init__(self, replica_id: _Optional[str] = ..., state: _Optional[str] = ..., device: _Optional[str] = ..., lane: _Optional[int] = ..., sm_asked_percent: _Optional[float] = ..., sm_granted_percent: _Optional[float] = ..., quota_percent: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., pid: _Optional[int] = ..., in_flight: _Optional[int] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., version: _Optional[str] = ..., error: _Optional[str] = ..., lends: _Optional[bool] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("quota_ppm", "granted_ns", "used_ns", "throttled_ns", "wait_ns", "overrun_ns", "lent_ns", "grants")
@@ -268,16 +270,18 @@ class DeleteFunctionResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ScaleFunctionRequest(_message.Message):
-    __slots__ = ("name", "quota_percent", "sm_percent", "replicas")
+    __slots__ = ("name", "quota_percent", "sm_percent", "replicas", "lend")
     NAME_FIELD_NUMBER: _ClassVar[int]
     QUOTA_PERCENT_FIELD_NUMBER: _ClassVar[int]
     SM_PERCENT_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    LEND_FIELD_NUMBER: _ClassVar[int]
     name: str
     quota_percent: float
     sm_percent: float
     replicas: int
-    def __init__(self, name: _Optional[str] = ..., quota_percent: _Optional[float] = ..., sm_percent: _Optional[float] = ..., replicas: _Optional[int] = ...) -> None: ...
+    lend: bool
+    def __init__(self, name: _Optional[str] = ..., quota_percent: _Optional[float] = ..., sm_percent: _Optional[float] = ..., replicas: _Optional[int] = ..., lend: _Optional[bool] = ...) -> None: ...
 
 class ScaleFunctionResponse(_message.Message):
     __slots__ = ("function", "applied_ms")
