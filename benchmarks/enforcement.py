@@ -95,10 +95,10 @@ def _spin(duration_ns: int) -> None:
 class Replica:
     """A saturating process in its slot."""
 
-    def __init__(self, world: World, quota: float, *, asynchronous: bool = False) -> None:
+    def __init__(self, world: World, quota: float, *, asynchronous: bool = False, lend: bool = False) -> None:
         self.world = world
         self.quota = quota
-        self.slot = world.table.admit(0, round(quota * PPM))
+        self.slot = world.table.admit(0, round(quota * PPM), lend=lend)
         arguments = (world.path, self.slot, world.part(), asynchronous)
         self.process: BaseProcess = spawn.Process(target=saturate, args=arguments, daemon=True)
         self.process.start()
@@ -119,9 +119,11 @@ class Replica:
 
 
 @contextlib.contextmanager
-def replicas(world: World, quotas: Sequence[float], *, asynchronous: bool = False) -> Iterator[list[Replica]]:
+def replicas(
+    world: World, quotas: Sequence[float], *, asynchronous: bool = False, lend: bool = False
+) -> Iterator[list[Replica]]:
     """Saturating replicas, all running and settled."""
-    made = [Replica(world, quota, asynchronous=asynchronous) for quota in quotas]
+    made = [Replica(world, quota, asynchronous=asynchronous, lend=lend) for quota in quotas]
     try:
         for replica in made:
             replica.wait_running()
@@ -147,9 +149,9 @@ class Shares:
         return max(abs(used - quota) * 100.0 for used, quota in zip(self.used, self.quotas, strict=True))
 
 
-def shares(quotas: Sequence[float], seconds: float, *, asynchronous: bool = False) -> Shares:
+def shares(quotas: Sequence[float], seconds: float, *, asynchronous: bool = False, lend: bool = False) -> Shares:
     """Runs a saturated set for so long."""
-    with world() as here, replicas(here, quotas, asynchronous=asynchronous) as running:
+    with world() as here, replicas(here, quotas, asynchronous=asynchronous, lend=lend) as running:
         before = [here.table.usage(r.slot) for r in running]
         busy_before, began_ns = sim.lane_count(here.device, 0).busy_ns, time.monotonic_ns()
         time.sleep(seconds)
@@ -342,6 +344,10 @@ def main() -> int:
     busy = [a.busy for a in asynchronous]
     overruns = [a.overrun_ms_a_grant for a in asynchronous]
     print(f"asynchronous, quota 0.3: device share {spread(busy, 3)}, overrun per grant {spread(overruns)} ms")
+    say("lending between 0.2 and 0.3")
+    lent = [sum(shares((0.2, 0.3), seconds, lend=True).used) for _ in range(runs)]
+    kept = [sum(shares((0.2, 0.3), seconds).used) for _ in range(runs)]
+    print(f"quotas 0.2 + 0.3: both lend, sum {spread(lent, 3)}; neither lends, sum {spread(kept, 3)}")
     overheads: dict[str, float] = {}
     for name in ("resnet_like", "encoder"):
         say(f"gate overhead: {name}")
@@ -359,6 +365,7 @@ def main() -> int:
         "holder_kill_recovery_ms": max(recoveries),
         "async_share": statistics.median(busy),
         "async_overrun_ms": statistics.median(overruns),
+        "lending_sum": statistics.median(lent),
         "gate_overhead_pct": max(overheads.values()),
     }
     for key, value in figures.items():

@@ -22,8 +22,17 @@ def sweep_shm(*, own: bool = False, older_than_s: float = 0.0) -> None:
         pid = path.name.split("-")[2]
         if not pid.isdigit():
             continue
-        if own if int(pid) == os.getpid() else not Path(f"/proc/{pid}").exists():
+        if own if int(pid) == os.getpid() else not _lives(pid):
             _remove(path, newest_s)
+
+
+def _lives(pid: str) -> bool:
+    """A zombie has died: nobody may ever collect it, where process 1 of a container does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in ("Z", "X")
 
 
 def _remove(path: Path, newest_s: float) -> None:

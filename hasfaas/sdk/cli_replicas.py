@@ -34,13 +34,14 @@ COLUMNS = (
     ">used %",
     ">throttled",
     ">overrun",
+    ">lent",
     ">memory",
     ">pid",
     ">in flight",
 )
 # Fields of the messages, which are keys of the JSON form too.
 OF_REPLICA = tuple(
-    "state device lane sm_asked_percent sm_granted_percent quota_percent memory_bytes pid in_flight".split()  # noqa: SIM905
+    "state device lane sm_asked_percent sm_granted_percent quota_percent lends memory_bytes pid in_flight".split()  # noqa: SIM905
 )
 OF_USAGE = ("granted_ns", "used_ns", "throttled_ns", "wait_ns", "overrun_ns", "lent_ns", "grants")
 
@@ -132,6 +133,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         percent(row["used_percent"]),
         duration(row["throttled_ns"] / 1e9),
         duration(row["overrun_ns"] / 1e9),
+        duration(row["lent_ns"] / 1e9) if row["lends"] else "-",
         size(row["memory_bytes"]),
         str(row["pid"]),
         str(row["in_flight"]),

@@ -23,7 +23,7 @@ Run = Callable[..., Result]
 PS_KEYS = {
     "function", "version", "unprofiled", "slo_ms", "queue_depth", "replica", "state", "device", "lane",
     "sm_asked_percent", "sm_granted_percent", "quota_percent", "used_percent", "granted_ns", "used_ns", "throttled_ns",
-    "wait_ns", "overrun_ns", "lent_ns", "grants", "memory_bytes", "pid", "in_flight", "error",
+    "wait_ns", "overrun_ns", "lent_ns", "lends", "grants", "memory_bytes", "pid", "in_flight", "error",
 }  # fmt: skip
 APP = """
 from hasfaas import function
@@ -175,8 +175,8 @@ def test_scale_prints_what_changed(run: Run, gateway: FakeGateway) -> None:
     assert shown == {
         "function": "app.embed",
         "applied_ms": 1.25,
-        "before": {"replicas": 2, "quota_percent": [40.0], "sm_percent": [50.0]},
-        "after": {"replicas": 2, "quota_percent": [40.0], "sm_percent": [75.0]},
+        "before": {"replicas": 2, "quota_percent": [40.0], "sm_percent": [50.0], "lends": 0},
+        "after": {"replicas": 2, "quota_percent": [40.0], "sm_percent": [75.0], "lends": 0},
     }
 
 
