@@ -477,14 +477,15 @@ def _set_memory_wall(limit_bytes: int) -> None:
 def _reseed() -> None:
     """Forks of one zygote would otherwise draw the same random numbers."""
     random.seed()
-    if "numpy" in sys.modules:
+    if "numpy.random" in sys.modules:  # else it seeds itself, if it is ever imported
         import numpy as np
 
         np.random.seed(int.from_bytes(os.urandom(4), "little"))
     if "torch" in sys.modules:
         import torch
 
-        torch.seed()
+        # Not torch.seed(): that imports what other accelerators need, for milliseconds; CUDA has not been started here.
+        torch.default_generator.seed()
 
 
 def _flush() -> None:

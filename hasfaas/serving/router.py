@@ -171,11 +171,12 @@ class Router:
                 retry_after_s=max(0.05, function.spec.slo_ms / 1000.0),
             )
         call = Call(next(self._ids), function, arguments, now_s, now_s + budget_s, sink)
-        call.timer = asyncio.get_running_loop().call_later(budget_s, self._expire, call)
         self._calls[call.call_id] = call
         function.counts.accepted += 1
         self._queue(call)
         self.pump(name)
+        if not call.done:  # after the sending: a replica works meanwhile
+            call.timer = asyncio.get_running_loop().call_later(budget_s, self._expire, call)
         return call
 
     def cancel(self, call: Call) -> None:
