@@ -208,11 +208,6 @@ class Fleet:
             return []
         return [self._view(m) for m in deployed.members.values() if m.process.replica_id in self.agent.replicas]
 
-    def failure(self, name: str) -> HasFaasError | None:
-        """Why the last start of a function's replica failed, None since one succeeded."""
-        deployed = self._functions.get(name)
-        return deployed.failure if deployed else None
-
     def devices(self) -> Sequence[DeviceView]:
         lanes = self.agent.lanes()
         views = []

@@ -55,7 +55,6 @@ class Request:
     version: str
     arguments: Payload
     timeout_s: float
-    idempotent: bool = False
 
 
 Answer = Payload | HasFaasError | None

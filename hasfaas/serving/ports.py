@@ -9,7 +9,6 @@ from typing import Protocol
 import attrs
 
 from hasfaas.core.allocation import Usage
-from hasfaas.core.errors import HasFaasError
 from hasfaas.core.spec import FunctionSpec, Kind
 from hasfaas.wire.frames import RawPayload
 
@@ -147,9 +146,3 @@ class Demand(Protocol):
     """Told by the router that calls wait and nobody serves."""
 
     def __call__(self, name: str) -> None: ...
-
-
-class StartFailure(Protocol):
-    """Why a function's replicas cannot start, if they cannot."""
-
-    def __call__(self, name: str) -> HasFaasError | None: ...
