@@ -9,10 +9,11 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from hasfaas.core.errors import InvalidRequestError, UnavailableError
+from hasfaas.core.errors import HasFaasError, InvalidRequestError, UnavailableError
 from hasfaas.sdk.session import GATEWAY_LOST, Request, Session
 from hasfaas.wire import frames
-from hasfaas.wire.frames import Frame, FrameKind, FrameReader, RawPayload
+from hasfaas.wire.frames import Frame, FrameKind, RawPayload
+from hasfaas.wire.line import FrameLine
 from hasfaas.wire.status import read_status
 from hasfaas.wire.tensors import Buffer
 
@@ -22,14 +23,14 @@ class FrameSession(Session):
 
     def __init__(self, address: str) -> None:
         super().__init__(address, same_host=True)
-        self._transport: asyncio.Transport | None = None
+        self._line = _Line(self)
 
     @classmethod
     async def open(cls, address: str, socket: Path) -> FrameSession:
         """Connects. Raises UnavailableError (GATEWAY_LOST) when nobody listens."""
         session = cls(address)
         try:
-            await asyncio.get_running_loop().create_unix_connection(lambda: _Line(session), str(socket))
+            await asyncio.get_running_loop().create_unix_connection(lambda: session._line, str(socket))
         except OSError as exc:
             await session.close()
             raise UnavailableError(f"the gateway cannot be reached: {exc}", reason=GATEWAY_LOST) from exc
@@ -45,32 +46,22 @@ class FrameSession(Session):
         raw = RawPayload(
             int(arguments.codec), arguments.head, arguments.lengths, tuple(pieces), segment, replies_in_segments=True
         )
-        self._write(frames.pack_call(call_id, request.function, request.version, float(request.timeout_s), raw))
+        self._line.write(frames.pack_call(call_id, request.function, request.version, float(request.timeout_s), raw))
 
     def _send_cancel(self, call_id: int) -> None:
-        self._write(frames.pack(FrameKind.CANCEL, call_id))
+        self._line.write(frames.pack(FrameKind.CANCEL, call_id))
 
     def _send_credit(self, call_id: int, items: int) -> None:
-        self._write(frames.pack(FrameKind.CREDIT, call_id, items))
+        self._line.write(frames.pack(FrameKind.CREDIT, call_id, items))
 
     def _send_release(self, segment: str) -> None:
-        self._write(frames.pack(FrameKind.RELEASE, 0, segment))
+        self._line.write(frames.pack(FrameKind.RELEASE, 0, segment))
 
     def _hang_up(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
-
-    def _write(self, pieces: list[Buffer]) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            frames.write_to(self._transport, pieces)
-
-    def connected(self, transport: asyncio.Transport) -> None:
-        """The line stands."""
-        self._transport = transport
+        self._line.close()
 
     def lost(self) -> None:
         """The line is gone."""
-        self._transport = None
         self._break(UnavailableError("the gateway closed the session", reason=GATEWAY_LOST))
 
     def take(self, frame: Frame) -> None:
@@ -84,28 +75,27 @@ class FrameSession(Session):
             case FrameKind.END:
                 self._take_end(frame.call_id)
             case FrameKind.ERROR:
-                self._take_error(frame.call_id, read_status(bytes(frame.body)))
+                self._take_error(frame.call_id, _error(frame))
             case _:
                 raise InvalidRequestError(f"a gateway sent {frame.kind.name}")
 
 
-class _Line(asyncio.BufferedProtocol):
-    """The socket's reading side."""
+def _error(frame: Frame) -> HasFaasError:
+    try:
+        return read_status(bytes(frame.body))
+    except ValueError as exc:
+        raise InvalidRequestError(f"a frame ERROR holds no google.rpc.Status: {exc}") from exc
+
+
+class _Line(FrameLine):
+    """The socket, told apart from the session since asyncio and the session both say `close`."""
 
     def __init__(self, session: FrameSession) -> None:
+        super().__init__()
         self._session = session
-        self._reader = FrameReader()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._session.connected(transport)
+    def take(self, frame: Frame) -> None:
+        self._session.take(frame)
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._reader.buffer()
-
-    def buffer_updated(self, nbytes: int) -> None:
-        for frame in self._reader.advance(nbytes):
-            self._session.take(frame)
-
-    def connection_lost(self, exc: Exception | None) -> None:
+    def lost(self) -> None:
         self._session.lost()

@@ -12,7 +12,8 @@ from google.rpc import status_pb2
 
 from hasfaas.core.errors import InvalidRequestError
 from hasfaas.wire import frames
-from hasfaas.wire.frames import Frame, FrameKind, FrameReader, RawPayload
+from hasfaas.wire.frames import Frame, FrameKind, RawPayload
+from hasfaas.wire.line import FrameLine
 
 
 class ChannelEvents(Protocol):
@@ -33,13 +34,12 @@ class ChannelEvents(Protocol):
     def lost(self) -> None: ...
 
 
-class ReplicaChannel(asyncio.BufferedProtocol):
+class ReplicaChannel(FrameLine):
     """One connected unix socket. `lost` is called exactly once, whichever side closes."""
 
     def __init__(self, events: ChannelEvents) -> None:
+        super().__init__()
         self._events = events
-        self._reader = FrameReader()
-        self._transport: asyncio.Transport | None = None
 
     @classmethod
     async def open(cls, sock: socket.socket, events: ChannelEvents) -> ReplicaChannel:
@@ -50,52 +50,26 @@ class ReplicaChannel(asyncio.BufferedProtocol):
 
     def execute(self, calls: Sequence[tuple[int, RawPayload]]) -> None:
         """Sends a batch for one execution."""
-        self._write(frames.pack_execute(calls))
+        self.write(frames.pack_execute(calls))
 
     def cancel(self, call_id: int) -> None:
         """What has not started must not; a stream ends at its next item."""
-        self._write(frames.pack(FrameKind.CANCEL, call_id))
+        self.write(frames.pack(FrameKind.CANCEL, call_id))
 
     def credit(self, call_id: int, items: int) -> None:
         """Lets a stream send so many more items."""
-        self._write(frames.pack(FrameKind.CREDIT, call_id, items))
+        self.write(frames.pack(FrameKind.CREDIT, call_id, items))
 
     def release(self, segment: str) -> None:
         """A result's segment has been mapped by its reader, or never will be."""
-        self._write(frames.pack(FrameKind.RELEASE, 0, segment))
+        self.write(frames.pack(FrameKind.RELEASE, 0, segment))
 
     def shutdown(self) -> None:
         """Asks the replica to end after what it was sent."""
-        self._write(frames.pack(FrameKind.SHUTDOWN))
+        self.write(frames.pack(FrameKind.SHUTDOWN))
 
-    def close(self) -> None:
-        """Closes our end; the replica sees the end of file and exits."""
-        if self._transport is not None:
-            self._transport.abort()
-
-    def _write(self, pieces: list[frames.Buffer]) -> None:
-        transport = self._transport
-        if transport is None or transport.is_closing():
-            return
-        frames.write_to(transport, pieces)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.set_write_buffer_limits(high=4 * 2**20)
-        self._transport = transport
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._reader.buffer()
-
-    def buffer_updated(self, nbytes: int) -> None:
-        try:
-            for frame in self._reader.advance(nbytes):
-                self._dispatch(frame)
-        except InvalidRequestError:
-            # A replica that no longer speaks the protocol (its user's code wrote to our socket) counts as dead.
-            self.close()
-
-    def _dispatch(self, frame: Frame) -> None:
+    def take(self, frame: Frame) -> None:
+        """One event. A replica that no longer speaks the protocol (its user's code wrote to our socket) counts as dead."""
         events = self._events
         match frame.kind:
             case FrameKind.RESULT:
@@ -113,11 +87,7 @@ class ReplicaChannel(asyncio.BufferedProtocol):
             case _:
                 raise InvalidRequestError(f"a replica sent {frame.kind.name}, which only a gateway sends")
 
-    def eof_received(self) -> bool:
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
+    def lost(self) -> None:
         self._events.lost()
 
 

@@ -6,63 +6,40 @@ Python's gRPC hands each message through three threads on each side; here a call
 
 from __future__ import annotations
 
-import asyncio
-
 from hasfaas.core.errors import InvalidRequestError
 from hasfaas.serving.client_calls import ClientCalls, Intake
 from hasfaas.wire import frames
 from hasfaas.wire.frames import Frame, FrameKind, FrameReader, RawPayload
+from hasfaas.wire.line import FrameLine
 
 
-class Door(asyncio.BufferedProtocol):
+class Door(FrameLine):
     """One connected client."""
 
     def __init__(self, intake: Intake) -> None:
-        self._reader = FrameReader(max_body_bytes=frames.MAX_CALL_BYTES)
+        super().__init__(FrameReader(max_body_bytes=frames.MAX_CALL_BYTES))
         self._calls = ClientCalls(intake, self)
-        self._transport: asyncio.Transport | None = None
 
     # -- Replies -----------------------------------------------------------------------------------------------------
 
     def send_result(self, call_id: int, payload: RawPayload) -> None:
-        self._write(frames.pack_payload(FrameKind.RESULT, call_id, payload))
+        self.write(frames.pack_payload(FrameKind.RESULT, call_id, payload))
 
     def send_item(self, call_id: int, payload: RawPayload) -> None:
-        self._write(frames.pack_payload(FrameKind.ITEM, call_id, payload))
+        self.write(frames.pack_payload(FrameKind.ITEM, call_id, payload))
 
     def send_end(self, call_id: int) -> None:
-        self._write(frames.pack(FrameKind.END, call_id))
+        self.write(frames.pack(FrameKind.END, call_id))
 
     def send_error(self, call_id: int, status: bytes) -> None:
-        self._write(frames.pack(FrameKind.ERROR, call_id, body=[status]))
+        self.write(frames.pack(FrameKind.ERROR, call_id, body=[status]))
 
-    def _write(self, pieces: list[frames.Buffer]) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            frames.write_to(self._transport, pieces)
+    # -- FrameLine ---------------------------------------------------------------------------------------------------
 
-    # -- asyncio.BufferedProtocol ------------------------------------------------------------------------------------
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._reader.buffer()
-
-    def buffer_updated(self, nbytes: int) -> None:
-        try:
-            for frame in self._reader.advance(nbytes):
-                self._take(frame)
-        except InvalidRequestError:
-            # Whoever does not speak the protocol is no SDK of ours; an answer would not be understood.
-            if self._transport is not None:
-                self._transport.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
+    def lost(self) -> None:
         self._calls.close()
 
-    def _take(self, frame: Frame) -> None:
+    def take(self, frame: Frame) -> None:
         match frame.kind:
             case FrameKind.CALL:
                 function, version, timeout_s, raw = frames.unpack_call(frame)
