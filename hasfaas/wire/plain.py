@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import enum
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack
@@ -138,13 +138,6 @@ class _Reader:
     def __init__(self, buffers: Sequence[Buffer]) -> None:
         self._buffers = buffers
         self._open_marks = 0
-        self._build: dict[Mark, Callable[[list[Any]], object]] = {
-            Mark.TUPLE: tuple,
-            Mark.ARRAY: lambda rest: array_from(rest[1:], self._buffer(rest[0])),
-            Mark.SCALAR: lambda rest: scalar_from(*rest),
-            Mark.TENSOR: lambda rest: tensor_from(rest[1:], self._buffer(rest[0])),
-            Mark.BYTES: self._bytes,
-        }
 
     def read(self, head: bytes) -> object:
         value: object = msgpack.unpackb(
@@ -164,11 +157,21 @@ class _Reader:
         if not items or type(items[0]) is not Mark:
             return items
         self._open_marks -= 1
-        return self._build[items[0]](items[1:])
-
-    def _bytes(self, rest: list[Any]) -> bytes:
-        (index,) = rest
-        return bytes(self._buffer(index))
+        mark, *rest = items
+        # A table of functions of this object would be a cycle, and keep the buffers until the garbage collector comes by.
+        match mark:
+            case Mark.TUPLE:
+                return tuple(rest)
+            case Mark.ARRAY:
+                return array_from(rest[1:], self._buffer(rest[0]))
+            case Mark.SCALAR:
+                return scalar_from(*rest)
+            case Mark.TENSOR:
+                return tensor_from(rest[1:], self._buffer(rest[0]))
+            case Mark.BYTES:
+                (index,) = rest
+                return bytes(self._buffer(index))
+        raise SerializationError(f"a list starts with {mark!r}, which means nothing")
 
     def _buffer(self, index: object) -> Buffer:
         if type(index) is not int or not 0 <= index < len(self._buffers):
