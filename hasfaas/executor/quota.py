@@ -462,33 +462,46 @@ def _wake_next(lane: Lane, slots: Slots, now_ns: int, timing: Timing) -> Step:
 
 def saturated_mean_ms(hold_ms: float, quota: float) -> float:
     """Mean time per hold of a replica that never idles: t / q (any rate server; never the latency of one
-    request).
+    request). Infinite at quota 0, as the two below.
     """
-    return hold_ms / quota
+    return hold_ms / quota if round(quota * PPM) > 0 else math.inf
 
 
-def saturated_worst_ms(hold_ms: float, quota: float, timing: Timing) -> float:
-    """Most that one hold takes when no credit is left: t + ceil(t / run) (run / q - run), run = min(Q, W q).
+def saturated_worst_ms(hold_ms: float, quota: float, timing: Timing, overrun_ms: float = 0.0) -> float:
+    """Most that one hold takes when no credit is left: t + ceil(t / lease) (lease / q - lease), run = min(Q, W q).
 
     Source: with an empty account each lease that is started first earns its `threshold`, run (1 - q), at rate
-    q. Add one lease per neighbour of the lane.
-    """
-    run_ms = run_ns(round(quota * PPM), timing) / 1e6
-    return hold_ms + math.ceil(hold_ms / run_ms - 1e-9) * (run_ms / quota - run_ms)
-
-
-def idle_ms(hold_ms: float, quota: float, timing: Timing) -> float:
-    """Time that one hold takes in a free lane after a long idle time: at full speed while the credit lasts.
-
-    Follows `refresh` lease by lease: it starts at the cap and waits whenever less than a threshold is left.
+    q. A lease ends at the first gate after it is over, and drains: it lasts run + overrun, and what it overran is
+    earned before the next (`Usage.overrun_ns` counts it). Add one lease per neighbour of the lane.
     """
     quota_ppm = round(quota * PPM)
-    lease_ms, need_ms = run_ns(quota_ppm, timing) / 1e6, threshold(quota_ppm, timing) / 1e6
-    tokens_ms, left_ms, total_ms = cap(quota_ppm, timing) / 1e6, hold_ms, 0.0
-    while left_ms > 1e-9:
-        wait_ms = max(need_ms - tokens_ms, 0.0) / quota
-        served_ms = min(lease_ms, left_ms)
-        tokens_ms += wait_ms * quota - served_ms * (1.0 - quota)
-        total_ms += wait_ms + served_ms
-        left_ms -= served_ms
-    return total_ms
+    if quota_ppm <= 0:
+        return math.inf
+    lease_ms = run_ns(quota_ppm, timing) / 1e6 + overrun_ms
+    debt_ms = overrun_ms * (1.0 - quota)
+    need_ms = threshold(quota_ppm, timing) / 1e6 + debt_ms
+    return hold_ms + math.ceil(hold_ms / lease_ms - 1e-9) * need_ms / quota
+
+
+def idle_ms(hold_ms: float, quota: float, timing: Timing, overrun_ms: float = 0.0) -> float:
+    """Time that one hold takes in a free lane after a long idle time: at full speed while the credit lasts.
+
+    Credit for n leases in a row carries n run + overrun of the hold (only a lease that gives the lane up overruns), then
+    it is a lease at a time. It waits for what the account lacks to start the last one. Without overrun this is
+    t + max(0, ceil(t / run) threshold - cap) / q.
+    """
+    quota_ppm = round(quota * PPM)
+    if quota_ppm <= 0:
+        return math.inf
+    run_ms, need_ms = run_ns(quota_ppm, timing) / 1e6, threshold(quota_ppm, timing) / 1e6
+    cap_ms, lease_ms = cap(quota_ppm, timing) / 1e6, run_ms + overrun_ms
+    if need_ms == 0.0:
+        return hold_ms
+    # Gates come a little late: where they do, credit for exactly n leases is short of the n-th.
+    leases = math.ceil(cap_ms / need_ms - 1e-9) - 1 if overrun_ms else math.floor(cap_ms / need_ms + 1e-9)
+    later = math.ceil((hold_ms - leases * run_ms - overrun_ms) / lease_ms - 1e-9)
+    if later <= 0:
+        return hold_ms
+    debt_ms = overrun_ms * (1.0 - quota)
+    lacking_ms = (leases + later) * need_ms + later * debt_ms - cap_ms
+    return hold_ms + max(lacking_ms, 0.0) / quota

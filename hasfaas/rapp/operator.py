@@ -34,15 +34,33 @@ class Operator:
 
 @attrs.frozen
 class OperatorGraph:
-    """The operators of one function at one batch size, in the order in which they run."""
+    """The operators of one function at one batch size, in the order in which they run.
+
+    `source` says how they were found: "export" by torch.export, "traced" in one real run, whose path through the code
+    is then the only one known; `note` says why. `parameters` counts the weights, of `parameter_bytes` in all.
+    """
 
     batch: int
     operators: tuple[Operator, ...]
+    source: str = "export"
+    note: str = ""
+    parameters: int = 0
+    parameter_bytes: float = 0.0
 
     @property
     def flops(self) -> float:
-        """Of one execution."""
+        """Of one execution, by all operators."""
         return sum(operator.flops * operator.count for operator in self.operators)
+
+    @property
+    def product_flops(self) -> float:
+        """Of the products alone: what torch.utils.flop_counter counts."""
+        return sum(operator.flops * operator.count for operator in self.operators if operator.family in PRODUCTS)
+
+    @property
+    def activation_bytes(self) -> float:
+        """Of all results together, as they are written."""
+        return sum(operator.bytes_written * operator.count for operator in self.operators)
 
     @property
     def bytes_moved(self) -> float:
