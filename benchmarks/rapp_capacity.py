@@ -34,6 +34,7 @@ QUOTAS = (0.1, 0.3, 0.5, 0.8, 1.0)
 RATIOS = (0.1, 0.3, 1.0, 3.0, 10.0)
 LATE_SHARES = (0.05, 0.01, 0.001)
 ALLOWED = 2.0
+SERIES = 4
 _TINY = 1e-9
 
 
@@ -48,12 +49,10 @@ class Cells:
     deadline_ms: Array
     late_share: Array
 
-    def rule_rps(self, timing: Timing, *, oldest_first: bool = False) -> Array:
+    def rule_rps(self, timing: Timing) -> Array:
         """What the rule under test grants."""
         n, b, hold_ms, share = self.replicas, self.batch, self.hold_ms, self.quota
-        return capacity.lane_rps(
-            n, b, hold_ms, share, self.deadline_ms, timing, late_share=self.late_share, oldest_first=oldest_first
-        )
+        return capacity.lane_rps(n, b, hold_ms, share, self.deadline_ms, timing, late_share=self.late_share)
 
     def greatest_rps(self) -> Array:
         """What all replicas serve if they never idle, in full batches: n q b / t."""
@@ -140,9 +139,10 @@ def late_shares(
     random = np.random.default_rng(seed)
     count, most_replicas, most_batch = len(cells), int(cells.replicas.max()), int(cells.batch.max())
     scale = 1e3 / rate_rps
-    # The same arrivals in units of their mean for all cells: one memory, and paired cells.
-    unit = np.cumsum(random.exponential(1.0, requests))
-    unit = np.concatenate([unit, np.full(most_batch + 1, np.inf)])
+    # Arrivals in units of their mean: a few series, each for many cells.
+    unit = np.cumsum(random.exponential(1.0, (SERIES, requests)), axis=1)
+    unit = np.concatenate([unit, np.full((SERIES, most_batch + 1), np.inf)], axis=1)
+    series = np.arange(count) % SERIES
     rows = np.arange(count)
     exists = np.arange(most_replicas) < cells.replicas[:, None]
     accounts = Accounts.full(np.repeat(cells.quota[:, None], most_replicas, axis=1), timing)
@@ -156,14 +156,14 @@ def late_shares(
     lookup = np.arange(most_batch)
     alive = rows
     while alive.size:
-        k, b = following[alive], cells.batch[alive]
-        next_at = unit[k] * scale[alive]
-        full_at = unit[k + b - 1] * scale[alive]
+        k, b, mine = following[alive], cells.batch[alive], series[alive]
+        next_at = unit[mine, k] * scale[alive]
+        full_at = unit[mine, k + b - 1] * scale[alive]
         now = np.minimum(np.maximum(next_at, last[alive].min(axis=1)), np.maximum(full_at, former[alive].min(axis=1)))
         executions = (last[alive] > now[:, None]).astype(np.int8) + (former[alive] > now[:, None])
         chosen = _first(executions, began[alive] if oldest_first else None)
         which = (alive, chosen)
-        arrived = unit[k[:, None] + lookup] * scale[alive, None]
+        arrived = unit[mine[:, None], k[:, None] + lookup] * scale[alive, None]
         taken = (arrived <= now[:, None]) & (lookup < b[:, None])
         start = np.maximum(now, last[which])
         end = accounts.serve(which, start, cells.hold_ms[alive])
@@ -199,15 +199,15 @@ def true_rps(cells: Cells, requests: int, seed: int, timing: Timing, *, oldest_f
 
 @attrs.frozen
 class Found:
-    """One seed's cells under one router: what the rule grants, what is then late, and the true capacity (NaN where eps is
-    too small for a quick bisection)."""
+    """One seed's cells: what the rule grants, what is then late, and the true capacity with the router as it is and with
+    one that sends ahead to the oldest execution (NaN where eps is too small for a quick bisection)."""
 
     seed: int
-    oldest_first: bool
     cells: Cells
     rule_rps: Array
     late: Array
     true_rps: Array
+    oldest_first_rps: Array
 
     @property
     def ratio(self) -> Array:
@@ -216,19 +216,23 @@ class Found:
         return np.asarray(self.late[granted] / self.cells.late_share[granted])
 
 
-def examine(count: int, seed: int, requests: int, *, oldest_first: bool) -> Found:
-    """Draws cells and simulates each at the rate granted: `requests` of them, five times as many where eps < 0.01."""
+def examine(count: int, seed: int, requests: int) -> Found:
+    """Draws cells and simulates each at the rate granted: `requests` in each series of arrivals, four times as many where
+    eps < 0.01 (late requests come in clusters, so one series would say little)."""
     timing = Timing()
     cells = drawn(count, seed, timing)
-    rule = cells.rule_rps(timing, oldest_first=oldest_first)
-    late, true = np.zeros(len(cells)), np.full(len(cells), np.nan)
+    rule = cells.rule_rps(timing)
+    late = np.zeros(len(cells))
     for rare in (False, True):
         where = np.flatnonzero((rule > 0.0) & ((cells.late_share < 0.01) == rare))
-        many = requests * (5 if rare else 1)
-        late[where] = late_shares(cells.only(where), rule[where], many, seed, timing, oldest_first=oldest_first)
+        each = np.repeat(where, SERIES)  # one after the other: a row for each series
+        found = late_shares(cells.only(each), rule[each], requests * (4 if rare else 1), seed, timing)
+        late[where] = found.reshape(-1, SERIES).mean(axis=1)
     often = np.flatnonzero(cells.late_share >= 0.01)
-    true[often] = true_rps(cells.only(often), requests // 2, seed + 1000, timing, oldest_first=oldest_first)
-    return Found(seed, oldest_first, cells, rule, late, true)
+    true, oldest = np.full(len(cells), np.nan), np.full(len(cells), np.nan)
+    for into, oldest_first in ((true, False), (oldest, True)):
+        into[often] = true_rps(cells.only(often), requests // 3, seed + 1000, timing, oldest_first=oldest_first)
+    return Found(seed, cells, rule, late, true, oldest)
 
 
 def main() -> int:
@@ -240,51 +244,61 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="few cells, one seed")
     given = parser.parse_args()
     seeds, count, requests = (1, 60, 10_000) if given.quick else (given.seeds, given.cells, 40_000)
-    figures: dict[str, object] = {}
-    for oldest_first in (False, True):
-        found = []
-        for seed in range(seeds):
-            print(f"oldest_first={oldest_first}, seed {seed}", file=sys.stderr, flush=True)
-            found.append(examine(count, seed, requests, oldest_first=oldest_first))
-        name = "oldest_first" if oldest_first else "router"
-        figures[name] = report(name, found)
+    found = []
+    for seed in range(seeds):
+        print(f"seed {seed}", file=sys.stderr, flush=True)
+        found.append(examine(count, seed, requests))
+    figures = {"late": report_late(found), "capacity": report_capacity(found)}
     if given.json is not None:
         given.json.write_text(json.dumps(figures, indent=1))
     return 0
 
 
-def report(name: str, found: Sequence[Found]) -> dict[str, object]:
-    """Prints the figures of one router over all seeds, and returns them."""
+def report_late(found: Sequence[Found]) -> dict[str, object]:
+    """Prints late share / eps over all seeds, and returns the figures."""
     ratio = np.concatenate([f.ratio for f in found])
     per_seed = [float(f.ratio.max()) for f in found]
     quantiles = dict(zip(("median", "p90", "p99", "max"), np.quantile(ratio, (0.5, 0.9, 0.99, 1.0)), strict=True))
-    print(f"\n{name}: {len(ratio)} of {sum(len(f.cells) for f in found)} cells granted, {len(found)} seeds")
-    print("  late share / eps: " + ", ".join(f"{k} {v:.2f}" for k, v in quantiles.items()), end="")
+    print(f"{len(ratio)} of {sum(len(f.cells) for f in found)} cells granted, {len(found)} seeds")
+    print("late share / eps: " + ", ".join(f"{k} {v:.2f}" for k, v in quantiles.items()), end="")
     print(f"; max of each seed {', '.join(f'{v:.2f}' for v in per_seed)}; above {ALLOWED:g}: {np.sum(ratio > ALLOWED)}")
     for label in ("late_share", "replicas", "batch", "quota"):
         groups = np.concatenate([getattr(f.cells, label)[f.rule_rps > 0.0] for f in found])
         parts = (f"{v:g}: {ratio[groups == v].max():.2f} (n {np.sum(groups == v)})" for v in np.unique(groups))
-        print(f"    max by {label}: " + ", ".join(parts))
-    rule, true, whole = (
-        np.concatenate(columns)
-        for columns in zip(*((f.rule_rps, f.true_rps, f.cells.greatest_rps()) for f in found), strict=True)
-    )
-    known = ~np.isnan(true) & (true > 0.01 * whole)
-    share = rule[known] / true[known]
-    refused = share == 0.0
-    given = dict(zip(("p10", "median", "p90"), np.quantile(share, (0.1, 0.5, 0.9)), strict=True))
-    print(f"  rule / true capacity (eps >= 0.01, {known.sum()} cells with any): mean {share.mean():.3f}, ", end="")
-    print(", ".join(f"{k} {v:.3f}" for k, v in given.items()) + f"; refused {refused.sum()}")
-    for count in REPLICAS:
-        n = np.concatenate([f.cells.replicas for f in found])[known] == count
-        print(f"    n {count}: mean {share[n].mean():.3f}, where granted {share[n & ~refused].mean():.3f}")
+        print(f"  max by {label}: " + ", ".join(parts))
     return {
-        "late_over_eps": {k: float(v) for k, v in quantiles.items()},
+        **{k: float(v) for k, v in quantiles.items()},
         "max_by_seed": per_seed,
         "above_allowed": int(np.sum(ratio > ALLOWED)),
         "granted": len(ratio),
-        "rule_over_true": {"mean": float(share.mean()), **{k: float(v) for k, v in given.items()}},
+    }
+
+
+def report_capacity(found: Sequence[Found]) -> dict[str, object]:
+    """Prints what the rule gives away, and returns the figures."""
+    columns = ((f.rule_rps, f.true_rps, f.oldest_first_rps, f.cells.greatest_rps(), f.cells.replicas) for f in found)
+    rule, true, oldest, whole, replicas = (np.concatenate(c) for c in zip(*columns, strict=True))
+    known = np.nan_to_num(true) > 0.01 * whole
+    share, gain = rule[known] / true[known], oldest[known] / true[known]
+    refused = share == 0.0
+    p10, median, p90 = (float(v) for v in np.quantile(share, (0.1, 0.5, 0.9)))
+    print(
+        f"rule / true capacity (eps >= 0.01, {known.sum()} cells that can serve at all): mean {share.mean():.3f}, ",
+        end="",
+    )
+    print(f"p10 {p10:.3f}, median {median:.3f}, p90 {p90:.3f}; refused {refused.sum()}")
+    for count in REPLICAS:
+        n = replicas[known] == count
+        print(f"  n {count}: mean {share[n].mean():.3f}, where granted {share[n & ~refused].mean():.3f}", end="")
+        print(f"; a router that sends ahead to the oldest execution: x {gain[n].mean():.3f} (most {gain[n].max():.2f})")
+    return {
+        "mean": float(share.mean()),
+        "p10": p10,
+        "median": median,
+        "p90": p90,
         "refused": int(refused.sum()),
+        "cells": int(known.sum()),
+        "oldest_first_gain": float(gain.mean()),
     }
 
 

@@ -9,7 +9,7 @@ always busy, the mean and the worst response. What the law is given:
 - idle: the hold at quota 1 after as long an idle time (a process that slept starts some 0.1 ms late), the mean overrun.
 - mean: the hold that the token table debited; what a busy machine adds to a hold is in it. Beside it, "mean, hold at 1":
   the hold as measured at quota 1, as a prediction has it.
-- worst: the hold at quota 1, and the 90th percentile of a lease's overrun. Measured: the median of those responses that
+- worst: the debited hold again, and the 90th percentile of a lease's overrun. Measured: the median of those responses that
   meet the greatest number of waits, which by the length of a lease is a known share of all (a tenth of them for a hold of a
   tenth of a lease). The maximum stands beside it; on a shared machine that is the machine's.
 
@@ -85,14 +85,15 @@ class Cell:
     def _share_of_worst(self) -> float:
         """How many of back-to-back holds meet one lease more than the others do; 1 if all meet as many."""
         lease_ms = quota.run_ns(round(self.quota * PPM), Timing()) / 1e6 + self.high_overrun_ms
-        part = (self.hold_ms - _JITTER_MS) / lease_ms % 1.0
+        part = (self.debited_ms - max(_JITTER_MS, 0.005 * self.debited_ms)) / lease_ms % 1.0
         return part if part < 0.99 else 1.0
 
     def law(self) -> dict[str, float]:
         """What the law says, in ms; for "max" the worst case again."""
         timing, share = Timing(), self.quota
-        # A hold that varies by some microseconds is not one that needs a lease more.
-        worst = float(lane_law.saturated_worst_ms(self.hold_ms - _JITTER_MS, share, timing, self.high_overrun_ms))
+        # A hold that varies by some microseconds, or by half a percent, is not one that needs a lease more.
+        jitter_ms = max(_JITTER_MS, 0.005 * self.debited_ms)
+        worst = float(lane_law.saturated_worst_ms(self.debited_ms - jitter_ms, share, timing, self.high_overrun_ms))
         idle = float(lane_law.idle_ms(self.woken_ms - _JITTER_MS, share, timing, self.overrun_ms))
         debited, alone = (float(lane_law.saturated_mean_ms(h, share)) for h in (self.debited_ms, self.hold_ms))
         return {"idle": idle, "mean": debited, "worst": worst, "mean, hold at 1": alone, "max": worst}

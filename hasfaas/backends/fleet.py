@@ -7,9 +7,12 @@ number is what an operator set, else the least of the function's `replicas`, els
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from hasfaas.core.errors import (
     InvalidRequestError,
     NotFoundError,
     PlacementError,
+    UnavailableError,
 )
 from hasfaas.core.signing import load_or_create_key, verify
 from hasfaas.core.state import ReplicaState, move
@@ -32,7 +36,7 @@ from hasfaas.node.lanes import Want
 from hasfaas.serving.channel import ReplicaChannel
 from hasfaas.serving.ports import DeviceView, FunctionRecord, LaneView, ReplicaView, Sizing, Store
 from hasfaas.serving.router import Router
-from hasfaas.wire.frames import RawPayload
+from hasfaas.wire.frames import Measure, Measured, RawPayload
 from hasfaas.wire.status import from_status
 
 log = logging.getLogger("hasfaas.fleet")
@@ -52,6 +56,8 @@ class _Member:
     ready: asyncio.Future[None]
     state: ReplicaState = ReplicaState.STARTING
     channel: ReplicaChannel | None = None
+    # Serves no calls: it was started to be measured.
+    bench: Bench | None = None
 
 
 @attrs.define(eq=False)
@@ -64,6 +70,58 @@ class _Deployed:
     failure: HasFaasError | None = None
     retry_at_s: float = 0.0
     logs: list[tuple[str, Path]] = attrs.field(factory=list)
+
+
+@attrs.define(eq=False)
+class Bench:
+    """A replica that serves no calls, where a function is measured. Only whoever has started it ends it."""
+
+    replica_id: str = ""
+    sm_percent: float = 0.0
+    channel: ReplicaChannel | None = None
+    asked: dict[int, asyncio.Future[Measured]] = attrs.field(factory=dict)
+    ids: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
+    lost: str = ""
+
+    async def measure(self, measure: Measure) -> Measured:
+        """The figures of one point. UnavailableError when the replica dies; what the user's code raises."""
+        if self.channel is None or self.lost:
+            raise self._gone()
+        number = next(self.ids)
+        answer: asyncio.Future[Measured] = asyncio.get_running_loop().create_future()
+        self.asked[number] = answer
+        self.channel.measure(number, measure)
+        try:
+            return await answer
+        finally:
+            del self.asked[number]
+
+    def measured(self, call_id: int, measured: Measured) -> None:
+        """The replica's answer."""
+        answer = self.asked.get(call_id)
+        if answer is not None and not answer.done():
+            answer.set_result(measured)
+
+    def failed(self, call_id: int, status: bytes) -> None:
+        """The replica's refusal, or what the user's code raised."""
+        answer = self.asked.get(call_id)
+        if answer is not None and not answer.done():
+            answer.set_exception(from_status(status_pb2.Status.FromString(status)))
+
+    def died(self, how: str) -> None:
+        """Its process has ended; who waits for figures is told."""
+        self.lost = how
+        for answer in self.asked.values():
+            if not answer.done():
+                answer.set_exception(self._gone())
+
+    def _gone(self) -> UnavailableError:
+        how = self.lost or "never started"
+        return UnavailableError(
+            f"the replica {self.replica_id} {how} while it was measured; `hasfaas logs` shows what it wrote, and "
+            "`hasfaas profile` measures anew",
+            reason="EXECUTOR_CRASHED",
+        )
 
 
 class _SupersededError(ConflictError):
@@ -82,7 +140,9 @@ class Fleet:
         start_timeout_s: float,
         drain_timeout_s: float,
         make_agent: Callable[[Callable[[str, float], None], Callable[[Replica], None]], NodeAgent],
+        observed: Callable[[FunctionRecord, Replica, Sequence[tuple[int, int]]], None] | None = None,
     ) -> None:
+        """`observed` is told (batch, hold in nanoseconds) of what a replica has served, about once a second."""
         self._store = store
         self._key_path = key_path
         self._start_timeout_s = start_timeout_s
@@ -92,6 +152,9 @@ class Fleet:
         self._members: dict[str, _Member] = {}
         self._tasks: set[asyncio.Task[object]] = set()
         self._stopping = False
+        self._observed = observed or (lambda _record, _process, _holds: None)
+        # Set whenever a replica that was measured has gone: starts that found no room beside it try again.
+        self._bench_left = asyncio.Event()
         self.router = Router(max_queue=max_queue, demand=self.need, now_s=time.monotonic)
         self.agent = make_agent(self._resized, self._exited)
 
@@ -156,6 +219,8 @@ class Fleet:
         deployed = self._functions.get(name)
         if deployed is not None:
             self._forget(name)
+            for member in [m for m in self._members.values() if m.bench is not None and m.deployed is deployed]:
+                self.agent.kill(member.process.replica_id)
             await asyncio.gather(*(self._retire(member) for member in list(deployed.members.values())))
             self.agent.close_nurseries(name)
 
@@ -206,7 +271,9 @@ class Fleet:
         deployed = self._functions.get(name)
         if deployed is None:
             return []
-        return [self._view(m) for m in deployed.members.values() if m.process.replica_id in self.agent.replicas]
+        benches = [m for m in self._members.values() if m.bench is not None and m.deployed is deployed]
+        members = (*deployed.members.values(), *benches)
+        return [self._view(m) for m in members if m.process.replica_id in self.agent.replicas]
 
     def devices(self) -> Sequence[DeviceView]:
         lanes = self.agent.lanes()
@@ -230,6 +297,46 @@ class Fleet:
     def logs(self, name: str) -> Sequence[tuple[str, Path]]:
         deployed = self._functions.get(name)
         return list(deployed.logs) if deployed else []
+
+    # -- measuring ---------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def bench(self, record: FunctionRecord, want: Want) -> AsyncIterator[Bench]:
+        """A replica of the function for the time of the block, outside of the routing set. Idle replicas that nobody asked
+        to keep make room for it, the function's own too.
+
+        Raises PlacementError where it still has none, ConflictError for a version that no longer serves, and what keeps
+        the replica from starting.
+        """
+        deployed = self._functions.get(record.name)
+        if deployed is None or not self._is_current(deployed, record):
+            raise ConflictError(f"{record.name}: deployed anew, or deleted, while it was measured; profile it again")
+        bench = Bench()
+        start = asyncio.ensure_future(self._launch_with_room(deployed, want, record, bench))
+        try:
+            await asyncio.shield(start)
+            yield bench
+        finally:
+            await asyncio.shield(self._spawn(self._end_bench(start, bench)))
+
+    async def _end_bench(self, start: asyncio.Future[_Member], bench: Bench) -> None:
+        """Kills the replica: it holds nothing that anybody waits for. A start that was left half-way is waited for, since
+        only then there is a process to be ended."""
+        await asyncio.wait({start})
+        for member in [m for m in self._members.values() if m.bench is bench]:
+            if member.state in (ReplicaState.STARTING, ReplicaState.READY):
+                member.state = move(member.state, ReplicaState.DRAINING)
+            self.agent.kill(member.process.replica_id)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(member.process.ended.wait(), 5.0)
+
+    def serves(self, record: FunctionRecord) -> bool:
+        """Whether this version of the function is the one that serves."""
+        return record.name in self._functions and self._is_current(self._functions[record.name], record)
+
+    def resize_bench(self, bench: Bench, quota_percent: float) -> None:
+        """Another quota, in place, in force with its next run. PlacementError when the lane has not that much."""
+        self.agent.resize(bench.replica_id, quota_percent)
 
     # -- demand ------------------------------------------------------------------------------------------------------
 
@@ -300,21 +407,28 @@ class Fleet:
         """Whether a replica of `record` may still serve: the name stands for the same function and version."""
         return self._functions.get(record.name) is deployed and deployed.record.version == record.version
 
-    async def _launch_with_room(self, deployed: _Deployed, want: Want, record: FunctionRecord) -> _Member:
-        """Where there is no room, idle replicas that nobody asked to keep make some, the longest idle first."""
+    async def _launch_with_room(
+        self, deployed: _Deployed, want: Want, record: FunctionRecord, bench: Bench | None = None
+    ) -> _Member:
+        """Where there is no room, idle replicas that nobody asked to keep make some, the longest idle first. Beside one
+        that is measured a start waits until that has gone: it stays for seconds."""
         while True:
             try:
-                return await self._launch(deployed, want, record)
+                return await self._launch(deployed, want, record, bench)
             except PlacementError:
                 fits = any(want.memory_bytes <= device.memory_bytes for device in self.agent.devices.values())
-                idle = self._longest_idle(deployed) if fits else None
+                idle = self._longest_idle(deployed if bench is None else None) if fits else None
+                if idle is None and bench is None and fits and any(m.bench for m in self._members.values()):
+                    self._bench_left.clear()
+                    await self._bench_left.wait()
+                    continue
                 if idle is None:
                     raise
                 log.info("%s makes room for %s", idle.process.replica_id, record.name)
                 idle.deployed.wanted = 0
                 await self._retire(idle)
 
-    def _longest_idle(self, besides: _Deployed) -> _Member | None:
+    def _longest_idle(self, besides: _Deployed | None) -> _Member | None:
         """The replica that can go: of another function, which wants none at least and whose number nobody set."""
         candidates = [
             (since_s, number, member)
@@ -327,7 +441,9 @@ class Fleet:
         ]
         return min(candidates)[2] if candidates else None
 
-    async def _launch(self, deployed: _Deployed, want: Want, record: FunctionRecord) -> _Member:
+    async def _launch(
+        self, deployed: _Deployed, want: Want, record: FunctionRecord, bench: Bench | None = None
+    ) -> _Member:
         process = await self.agent.add(
             ReplicaRequest(
                 function=record.name,
@@ -343,8 +459,12 @@ class Fleet:
             )
         )
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        member = _Member(deployed, record, want, process, ready)
-        deployed.members[process.replica_id] = self._members[process.replica_id] = member
+        member = _Member(deployed, record, want, process, ready, bench=bench)
+        self._members[process.replica_id] = member
+        if bench is None:
+            deployed.members[process.replica_id] = member
+        else:
+            bench.replica_id, bench.sm_percent = process.replica_id, process.sm_percent
         deployed.logs = [*deployed.logs, (process.replica_id, process.log)][-KEPT_LOGS:]
         member.channel = await ReplicaChannel.open(process.socket, _Events(self, member))
         try:
@@ -366,6 +486,10 @@ class Fleet:
             return
         if not self._is_current(member.deployed, member.record):
             self._spawn(self._retire(member))
+        elif member.bench is not None:
+            member.state = move(member.state, ReplicaState.READY)
+            member.bench.channel = member.channel
+            member.ready.set_result(None)
         else:
             member.state = move(member.state, ReplicaState.READY)
             quota = self.agent.quota_percent(member.process.replica_id)
@@ -385,6 +509,10 @@ class Fleet:
         self.router.hold(member.process.replica_id)
         self.agent.kill(member.process.replica_id)
 
+    def observed(self, member: _Member, holds: Sequence[tuple[int, int]]) -> None:
+        """What a replica's executions have held its lane."""
+        self._observed(member.record, member.process, holds)
+
     def _exited(self, process: Replica) -> None:
         name = process.request.function
         member = self._members.pop(process.replica_id, None)
@@ -392,17 +520,20 @@ class Fleet:
         self.router.detach(process.replica_id, how)
         if member is None:
             return
-        del member.deployed.members[process.replica_id]
+        member.deployed.members.pop(process.replica_id, None)
         expected = member.state in (ReplicaState.DRAINING, ReplicaState.FAILED)
         if member.channel is not None:
             member.channel.close()
         member.state = move(member.state, ReplicaState.ENDED)
+        if member.bench is not None:
+            member.bench.died(how)
+            self._bench_left.set()
         if not member.ready.done():
             tail = _tail(process.log)
             member.ready.set_exception(
                 BackendError(f"{name}: a replica {how} while it was starting; the end of its log:\n{tail}")
             )
-        elif not expected:
+        elif not expected and member.bench is None:
             log.warning("%s: replica %s %s; starting another", name, process.replica_id, how)
             self._ensure(name)
 
@@ -475,7 +606,7 @@ class Fleet:
         return ReplicaView(
             replica_id=process.replica_id,
             version=member.record.version,
-            state=member.state.value,
+            state=member.state.value if member.bench is None else "profiling",
             device_id=process.device_id,
             lane=process.lane,
             sm_asked_percent=member.want.sm_percent or process.sm_percent,
@@ -487,10 +618,11 @@ class Fleet:
             lends=member.want.lend,
         )
 
-    def _spawn(self, work: Coroutine[object, object, object]) -> None:
+    def _spawn(self, work: Coroutine[object, object, object]) -> asyncio.Task[object]:
         task: asyncio.Task[object] = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 class _Events:
@@ -506,6 +638,10 @@ class _Events:
         self.item: Callable[[int, RawPayload], None] = partial(router.on_item, replica_id)
         self.end: Callable[[int], None] = partial(router.on_end, replica_id)
         self.error: Callable[[int, bytes], None] = partial(router.on_error, replica_id)
+        self.measured: Callable[[int, Measured], None] = lambda _call_id, _measured: None
+        self.observed: Callable[[Sequence[tuple[int, int]]], None] = partial(fleet.observed, member)
+        if member.bench is not None:
+            self.measured, self.error = member.bench.measured, member.bench.failed
 
 
 def _want(record: FunctionRecord) -> Want:

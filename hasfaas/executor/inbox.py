@@ -18,7 +18,7 @@ import attrs
 
 from hasfaas.core.errors import CancelledError
 from hasfaas.wire import frames
-from hasfaas.wire.frames import Buffer, Frame, FrameKind, FrameReader, WorkItem
+from hasfaas.wire.frames import Buffer, Frame, FrameKind, FrameReader, Measure, WorkItem
 from hasfaas.wire.status import to_status
 
 # The kernel refuses more pieces in one vectored write (IOV_MAX).
@@ -32,10 +32,13 @@ class Closed(Exception):  # noqa: N818 - an end, not an error
 
 @attrs.frozen
 class Execution:
-    """Calls to run together, each with its blob. `dropped`: there was no memory for the blobs."""
+    """Calls to run together, each with its blob. `dropped`: there was no memory for the blobs. With `measure` there are
+    none, but a point to measure, answered as `call_id`."""
 
     items: tuple[tuple[WorkItem, memoryview], ...]
     dropped: bool = False
+    measure: Measure | None = None
+    call_id: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -71,6 +74,8 @@ class Inbox:
             self.poll()
             while self._work:
                 execution = self._work.popleft()
+                if execution.measure is not None:
+                    return execution
                 kept = tuple(item for item in execution.items if not self._answer_cancelled(item[0].call_id))
                 if kept:
                     return Execution(kept, execution.dropped)
@@ -94,6 +99,11 @@ class Inbox:
         self.poll()
         return call_id in self._cancelled
 
+    @property
+    def ending(self) -> bool:
+        """Whether we were asked to end."""
+        return self._shutdown
+
     def spend_credit(self, call_id: int) -> bool:
         """Takes one item's credit of a stream if there is any."""
         self.poll()
@@ -102,6 +112,10 @@ class Inbox:
             self._credit[call_id] = left - 1
             return True
         return False
+
+    def quiet(self, timeout_s: float) -> bool:
+        """Whether nothing arrives for so long; returns at once when something has."""
+        return not self._poll.poll(timeout_s * 1000.0)
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Blocks until something arrives, or the time is over."""
@@ -147,6 +161,9 @@ class Inbox:
                 execution = Execution(tuple(frames.unpack_execute(frame)), frame.dropped)
                 self._open.update((item.call_id, item.replies_in_segments) for item, _ in execution.items)
                 self._work.append(execution)
+            case FrameKind.MEASURE:
+                self._open[frame.call_id] = False
+                self._work.append(Execution((), measure=frames.unpack_measure(frame), call_id=frame.call_id))
             case FrameKind.CANCEL:
                 if frame.call_id in self._open:
                     self._cancelled.add(frame.call_id)

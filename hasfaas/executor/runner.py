@@ -25,20 +25,27 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import attrs
 
 from hasfaas.core import lease as leases
-from hasfaas.core.errors import BackendError, FunctionError, HasFaasError, MemoryLimitError
+from hasfaas.core.errors import (
+    BackendError,
+    CancelledError,
+    FunctionError,
+    HasFaasError,
+    InvalidRequestError,
+    MemoryLimitError,
+)
 from hasfaas.core.memory import format_memory
 from hasfaas.core.settings import hand_over
 from hasfaas.core.signing import load_or_create_key
 from hasfaas.core.spec import Kind
 from hasfaas.devices import base
-from hasfaas.executor import gates, loader, stacking
+from hasfaas.executor import gates, loader, measuring, stacking
 from hasfaas.executor.config import ReplicaConfig
 from hasfaas.executor.inbox import Closed, Execution, Inbox
 from hasfaas.executor.stacking import Arguments
 from hasfaas.executor.target import Target
 from hasfaas.executor.tokens import SlotLease, TokenTable
 from hasfaas.wire import frames, payload
-from hasfaas.wire.frames import FrameKind, RawPayload, WorkItem
+from hasfaas.wire.frames import FrameKind, Measure, RawPayload, WorkItem
 from hasfaas.wire.pickle_path import describe
 from hasfaas.wire.segments import THRESHOLD_BYTES, Segment, SegmentPool, SegmentReader
 from hasfaas.wire.status import is_ours, to_status, user_exception_to_status
@@ -50,6 +57,9 @@ if TYPE_CHECKING:
 KEEP_LEASE_BYTES = 256 * 1024
 # Less than an agent waits for a replica that was told to end.
 READERS_WAIT_S = 4.0
+# What executions held the lane is told to the gateway so often, a bounded number at a time.
+OBSERVED_EVERY_S = 1.0
+MOST_OBSERVED = 64
 EXIT_BROKEN = 1
 EXIT_START_FAILED = 3
 
@@ -163,8 +173,8 @@ def _build(
     calibration = gates.Calibration(lease.gate)
     modules = gates.find_modules(target.owner, prepared.raw)
     calibration.watch(modules)
-    replica = Replica(config, inbox, lease, stream, target, calibration, modules, pool)
     example: Callable[[int], Any] | None = getattr(prepared.raw, "__hasfaas_example__", None)
+    replica = Replica(config, inbox, lease, stream, target, calibration, modules, pool, example)
     if example is not None:
         replica.warm_up(example)
     return replica
@@ -247,8 +257,14 @@ class Replica:
     calibration: gates.Calibration
     modules: dict[str, nn.Module]
     pool: SegmentPool
+    example: Callable[[int], Any] | None = None
     reader: SegmentReader = attrs.field(factory=SegmentReader)
     calibrated_batch: int = 1
+    # What the latest execution held the lane, 0 for one that failed; how many more are slower than usual.
+    hold_ns: int = 0
+    settling: int = gates.PROFILED_CALLS
+    observed: list[tuple[int, int]] = attrs.field(factory=list)
+    told_s: float = attrs.field(factory=time.monotonic)
 
     def warm_up(self, example: Callable[[int], Any]) -> None:
         """Runs the device part on the user's example until the gates are placed, so that no caller pays for
@@ -266,13 +282,31 @@ class Replica:
 
     def serve(self) -> None:
         """Until the gateway says to end, or goes away (Closed)."""
-        while (execution := self.inbox.next(self.lease.release)) is not None:
+        while (execution := self.inbox.next(self._idle)) is not None:
             try:
                 self._run(execution)
             finally:
                 del execution  # else its arguments would stay in memory while the next ones arrive
                 if not self._keep_lease():
                     self.lease.release()
+
+    def _idle(self) -> None:
+        self.lease.release()
+        if self.observed and self.inbox.quiet(OBSERVED_EVERY_S):
+            self._tell()
+
+    def _observe(self, calls: int) -> None:
+        """Keeps what an execution held the lane, for the gateway. One of many calls a second is told of as well as all."""
+        if self.settling:
+            self.settling -= 1
+        elif self.hold_ns > 0 and len(self.observed) < MOST_OBSERVED:
+            self.observed.append((calls, self.hold_ns))
+        if self.observed and time.monotonic() - self.told_s >= OBSERVED_EVERY_S:
+            self._tell()
+
+    def _tell(self) -> None:
+        self.inbox.send(frames.pack(FrameKind.OBSERVED, head=self.observed))
+        self.observed, self.told_s = [], time.monotonic()
 
     def await_readers(self) -> None:
         """Results in shared memory are ours to remove: we stay until whoever asked for them has them, or has gone."""
@@ -281,7 +315,9 @@ class Replica:
             self.inbox.wait(left_s)
 
     def _run(self, execution: Execution) -> None:
-        if execution.dropped:
+        if execution.measure is not None:
+            self._measure(execution.call_id, execution.measure)
+        elif execution.dropped:
             for item, _ in execution.items:
                 self._answer(item.call_id, _Failed(MemoryError("there is no room for the arguments")))
         elif self.target.kind.streams:
@@ -306,12 +342,61 @@ class Replica:
         if self.config.batch_max is None:
             for call_id, given in calls:
                 self._answer(call_id, self._run_group([given], batched=False)[0])
+                self._observe(1)
             return
         arguments = [given for _, given in calls]
         for group in stacking.groups(arguments):
             outcomes = self._run_group([arguments[i] for i in group], batched=True)
             for index, outcome in zip(group, outcomes, strict=True):
                 self._answer(calls[index][0], outcome)
+            self._observe(len(group))
+
+    def _measure(self, call_id: int, measure: Measure) -> None:
+        """Runs one batch again and again, as batches are served, and answers with what that took."""
+        try:
+            runs = self._runs(call_id, measure)
+            head = tuple(runs.measured().values())
+            pieces = frames.pack(FrameKind.MEASURED, call_id, head)
+        except Closed:
+            raise
+        except Exception as exc:
+            pieces = frames.pack(FrameKind.ERROR, call_id, body=[status_of(exc, self.config)])
+        self.inbox.forget(call_id)
+        self.inbox.send(pieces)
+
+    def _runs(self, call_id: int, measure: Measure) -> measuring.Runs:
+        calls = self._examples(measure)
+        batched = self.config.batch_max is not None
+        runs = measuring.Runs.at(self.lease.quota_ppm, self.lease.timing, measure.bound_s)
+        ended_ns = time.monotonic_ns()
+        while not runs.enough:
+            if self.inbox.cancelled(call_id) or self.inbox.ending:
+                raise CancelledError("the measurement was taken back")
+            for outcome in self._run_group(calls, batched=batched):
+                if isinstance(outcome, _Failed):
+                    raise outcome.error
+            now_ns = time.monotonic_ns()
+            runs.add(max(self.hold_ns, 1), max(now_ns - ended_ns, 1))
+            ended_ns = now_ns
+        return runs
+
+    def _examples(self, measure: Measure) -> list[Arguments]:
+        """The calls of one batch: of the arguments given, else the user's example, else of a call that was served."""
+        raw = measure.arguments
+        batched = self.config.batch_max is not None
+        if self.example is not None and not measure.given:
+            with _users_code:
+                return measuring.examples(self.example, measure.batch, batched=batched)
+        if raw is None:
+            raise InvalidRequestError(
+                f"{self.config.function} has no arguments to be measured with: declare @function(example=...), a "
+                "callable(batch) -> arguments, or call it once first, or give them: `hasfaas profile NAME -- ARGS`",
+                reason="NO_EXAMPLE",
+            )
+        received = payload.from_bytes(raw.codec, raw.head, raw.sizes, b"".join(raw.chunks))
+        given = Arguments(*payload.decode_arguments(received, allow_pickle=True))
+        with _users_code:
+            return [self.target.decoded(given)] * measure.batch
 
     def _decoded(self, item: WorkItem, blob: memoryview) -> Arguments:
         if item.segment:
@@ -331,15 +416,20 @@ class Replica:
     def _run_group(self, calls: list[Arguments], *, batched: bool) -> list[Any]:
         """One outcome a call, `_Failed` where it raised. A batch that raises is run again call by call: a bad
         item fails alone, and the others do not pay for it."""
+        self.hold_ns = 0
         self.lease.acquire()
         self._recalibrate(len(calls) if batched else 1)
         self.calibration.begin()
+        held_ns = self.lease.held_ns
         try:
             outcomes = self.target.run_batch(calls) if batched else [self.target.run(calls[0])]
             self.stream.serve(self.config.function, len(calls), self.lease.gate)
+            self.hold_ns = self.lease.held_ns - held_ns
         except BaseException as exc:
             if len(calls) > 1:
-                return [self._run_group([call], batched=True)[0] for call in calls]
+                alone = [self._run_group([call], batched=True)[0] for call in calls]
+                self.hold_ns = 0  # that was not one execution
+                return alone
             outcomes = [_Failed(exc if is_own(exc) else _UserFailure(exc))]
         if self.target.has_host_work:
             self.lease.release()
@@ -352,6 +442,7 @@ class Replica:
         if batch >= 2 * self.calibrated_batch:
             self.calibrated_batch = batch
             self.calibration.watch(self.modules)
+            self.settling = gates.PROFILED_CALLS
 
     def _answer(self, call_id: int, outcome: Any) -> None:
         """Sends a result or an error; a result that cannot be sent is itself an error."""

@@ -310,6 +310,25 @@ class SlotLease:
         """Whether the lane is held now."""
         return self._held
 
+    @property
+    def held_ns(self) -> int:
+        """How long the lane was held in all, until now. Takes no lock: twice a call, for what an execution held."""
+        view = self._table.view(self._slot)
+        while True:
+            used_ns, start_ns = view.used_ns, view.lease_start_ns
+            if view.used_ns == used_ns:  # else somebody has just settled the account
+                return used_ns + (monotonic_ns() - start_ns if self._held else 0)
+
+    @property
+    def quota_ppm(self) -> int:
+        """The quota in parts per million, as it is now."""
+        return self._table.view(self._slot).quota_ppm
+
+    @property
+    def timing(self) -> Timing:
+        """The timing of the lane."""
+        return self._table.timing
+
     def acquire(self) -> None:
         """Waits until the lane is held. While it is held already, this is a gate: the lease is kept."""
         if self._held:

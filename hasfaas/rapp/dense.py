@@ -237,7 +237,6 @@ class GridSmoother:
             across @ weights,
             np.maximum(variance, JITTER),
             float(own),
-            weights / np.sqrt(np.diag(inverse)),
         )
 
     def _between(self, gates: Mapping[str, Array], left: Array, right: Array) -> Array:
@@ -250,13 +249,11 @@ class GridSmoother:
 
 @attrs.frozen(eq=False)
 class Posterior:
-    """Mean and variance per cell in logs; `scale` is how widely this model scatters beside the others; `held_out` the
-    standardised error of each measured cell as predicted from all others."""
+    """Mean and variance per cell in logs; `scale` is how widely this model scatters beside the others."""
 
     mean: Array
     variance: Array
     scale: float
-    held_out: Array
 
 
 def _axis(name: str, points: Sequence[float]) -> Array:

@@ -17,8 +17,9 @@ lane that the replica has for itself. Another replica that always has work adds 
 scalar forms, which a test holds equal to these, stand beside the rules they follow from: `executor/quota.py`.
 
 Holds are in ms, quotas are fractions of the lane's time in [0, 1]. `overrun_ms` is the mean overrun of a lease, which the
-token table counts (`Usage.overrun_ns` / grants): up to one burst between gates. All arguments broadcast as numpy arrays
-do. A quota of 0 (what rounds to 0 ppm, as the table keeps it) serves nothing: latencies are infinite, the throughput is 0. Raises InvalidRequestError (BAD_LANE_LAW) for
+token table counts (`Usage.overrun_ns` / grants): up to one burst between gates. With an overrun the worst case holds to
+5 %, since leases differ in length. All arguments broadcast as numpy arrays do. A quota of 0 (what rounds to 0 ppm, as the
+table keeps it) serves nothing: latencies are infinite, the throughput is 0. Raises InvalidRequestError (BAD_LANE_LAW) for
 holds that are not positive and finite, quotas outside [0, 1], and NaN.
 """
 

@@ -37,7 +37,9 @@ class SmPrior:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array]) -> Self:
         """From the trained arrays `p`, `log_prior` and `noise`."""
-        return cls(np.asarray(arrays["p"], float), np.asarray(arrays["log_prior"], float), float(arrays["noise"]))
+        return cls(
+            np.asarray(arrays["p"], float), np.asarray(arrays["log_prior"], float), float(np.ravel(arrays["noise"])[0])
+        )
 
 
 @attrs.frozen

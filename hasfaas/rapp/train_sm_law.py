@@ -33,7 +33,7 @@ def fit_curves(measured: Sequence[Curve]) -> dict[str, Array]:
     log_prior = np.log(counts / counts.sum())
     priors = [sm_law.SmPrior(sm_law.P_GRID, log_prior, noise) for noise in NOISES]
     means = [np.mean([error_from_three(curve, prior).mean() for curve in measured]) for prior in priors]
-    return {"p": sm_law.P_GRID.copy(), "log_prior": log_prior, "noise": np.array(NOISES[int(np.argmin(means))])}
+    return {"p": sm_law.P_GRID.copy(), "log_prior": log_prior, "noise": np.array([NOISES[int(np.argmin(means))]])}
 
 
 def error_from_three(curve: Curve, prior: sm_law.SmPrior | None) -> Array:

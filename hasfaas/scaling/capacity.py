@@ -20,9 +20,8 @@ d - worst + cap / q. Several replicas do not pool their credit (the router fills
 and batches that are not full spend credit at the price of full ones. Full speed is a bound as well: L = t, d.
 
 What the router sends ahead to a busy replica may stand behind a batch that has just begun, though another replica ends
-sooner. That costs half a batch of the deadline (b > 1, n > 1), full batches are of no use below 2.5 L, nor is a common queue
-below 2 L. With `oldest_first` the router sends ahead to the replica that has run longest, and nothing of that is lost.
-All figures were calibrated by simulation: benchmarks/rapp_capacity.py.
+sooner. That costs a part of a batch of the deadline (b > 1, n > 1); full batches are of no use below 2.5 L, nor is a common
+queue below 2 L. All constants were calibrated by simulation, not derived: benchmarks/rapp_capacity.py.
 """
 
 from __future__ import annotations
@@ -40,11 +39,12 @@ from hasfaas.rapp import lane_law
 Array = np.ndarray[Any, Any]
 
 BATCHING_LOSS = 0.75
-GREATEST_UTILISATION = 0.92
+GREATEST_UTILISATION = 0.90
 # Of a batch's time: what waiting behind the wrong replica, and for a batch to fill, costs at most.
-AHEAD_LOSS = 0.5
-OLDEST_LOSS = 0.25
+AHEAD_LOSS = 0.65
 FILL_LOSS = 0.25
+AHEAD_LEAST = 2.5
+SHARED_LEAST = 2.0
 
 
 def plain_rps(
@@ -81,7 +81,6 @@ def lane_rps(
     overrun_ms: ArrayLike = 0.0,
     neighbours: ArrayLike = 0,
     greatest_utilisation: float = GREATEST_UTILISATION,
-    oldest_first: bool = False,
 ) -> Array:
     """Requests per second that `replicas` at `quota` of a lane can take with at most `late_share` of them late.
 
@@ -92,13 +91,13 @@ def lane_rps(
     n, b, deadline, eps = (np.asarray(v, float) for v in (replicas, batch, deadline_ms, late_share))
     _check("replicas", n, (n >= 1.0) & (n < np.inf), "must be at least 1")
     _check("batch", b, (b >= 1.0) & (b < np.inf), "must be at least 1")
-    _check("deadline_ms", deadline, ~np.isnan(deadline), "must be a number: what is left of the SLO")
+    _check("deadline_ms", deadline, np.isfinite(deadline), "must be finite: what is left of the SLO")
     _check("late_share", eps, (eps > 0.0) & (eps < 1.0), "must lie between 0 and 1, both excluded: 0.01 is one in 100")
     _check("dispersion", np.asarray(dispersion, float), np.asarray(dispersion) > 0.0, "must be positive: 1 is Poisson")
     hold, share = np.asarray(hold_ms, float), np.asarray(quota, float)
     worst = lane_law.saturated_worst_ms(hold, share, timing, overrun_ms, neighbours)
     mean = lane_law.saturated_mean_ms(hold, share)
-    served = share > 0.0
+    served = np.isfinite(mean)
     mean, worst = np.where(served, mean, 1.0), np.where(served, worst, 1.0)
     left = deadline - (worst - mean)
     credit = lane_law.credit_ms(share, timing)
@@ -106,19 +105,18 @@ def lane_rps(
     def rps(n: ArrayLike, b: ArrayLike, latency: Array, deadline: Array) -> Array:
         return plain_rps(n, b, latency, deadline, eps, dispersion=dispersion, greatest_utilisation=greatest_utilisation)
 
-    empty = np.where(n == 1.0, rps(n, b, mean, left), _several_rps(rps, n, b, mean, left, oldest_first))
+    empty = np.where(n == 1.0, rps(n, b, mean, left), _several_rps(rps, n, b, mean, left))
     # One at a time, on one replica: what more of them or fuller batches add is not counted.
     saved = np.minimum(rps(1.0, 1.0, mean, left + credit), rps(1.0, 1.0, hold, deadline))
     return np.where(served, np.maximum(empty, np.where(n == 1.0, saved, 0.0)), 0.0)
 
 
-def _several_rps(rps: Callable[..., Array], n: Array, b: Array, mean: Array, left: Array, oldest_first: bool) -> Array:
+def _several_rps(rps: Callable[..., Array], n: Array, b: Array, mean: Array, left: Array) -> Array:
     """More than one replica: the best of full batches, calls one by one in a common queue, and replicas on their own."""
-    loss, least, shared_least = (OLDEST_LOSS, 2.0, 1.0) if oldest_first else (AHEAD_LOSS, 2.5, 2.0)
-    full = np.where((b > 1.0) & (left >= least * mean), rps(n, b, mean, left - loss * mean), 0.0)
+    full = np.where((b > 1.0) & (left >= AHEAD_LEAST * mean), rps(n, b, mean, left - AHEAD_LOSS * mean), 0.0)
     fills = np.where(b > 1.0, FILL_LOSS, 0.0)
-    shared = np.where(left >= shared_least * mean, rps(n, 1.0, mean, left - fills * mean), 0.0)
-    return np.maximum(np.maximum(full, shared), n * rps(1.0, 1.0, mean, left))
+    shared = np.where(left >= SHARED_LEAST * mean, rps(n, 1.0, mean, left - fills * mean), 0.0)
+    return np.asarray(np.maximum(np.maximum(full, shared), n * rps(1.0, 1.0, mean, left)))
 
 
 def _check(name: str, values: Array, good: Array, rule: str) -> None:

@@ -18,6 +18,9 @@ from hasfaas.sdk.cli_config import config
 from hasfaas.sdk.cli_deploy import delete, deploy
 from hasfaas.sdk.cli_gateway import down, status, up
 from hasfaas.sdk.cli_invoke import invoke
+from hasfaas.sdk.cli_predict import predict
+from hasfaas.sdk.cli_profile import profile
+from hasfaas.sdk.cli_rapp import rapp
 from hasfaas.sdk.cli_replicas import logs, ps, scale
 from hasfaas.sdk.cli_shell import Shell, exit_code, report
 
@@ -74,7 +77,7 @@ def cli(ctx: click.Context, backend: str | None, settings: dict[str, str], trace
     ctx.call_on_close(ctx.obj.close)
 
 
-for _command in (up, down, status, deploy, invoke, ps, scale, logs, delete, config):
+for _command in (up, down, status, deploy, invoke, predict, ps, scale, profile, logs, delete, rapp, config):
     cli.add_command(_command)
 
 

@@ -109,6 +109,7 @@ def _show_functions(found: pb.GetStatusResponse) -> None:
             ">failed",
             ">SLO met %",
             "sizing",
+            "profile",
         ],
         [_function_row(function) for function in found.functions],
     )
@@ -131,7 +132,8 @@ def _function_row(function: pb.FunctionStatus) -> tuple[str, ...]:
         str(calls.accepted),
         str(calls.failed),
         percent(met),
-        "unprofiled" if function.unprofiled else "set",
+        "set" if function.sized else "auto",
+        f"{function.profile_state or 'unprofiled'}{', drifted' if function.drifted else ''}",
     )
 
 
@@ -184,6 +186,9 @@ def _function(function: pb.FunctionStatus) -> dict[str, object]:
         "idempotent": spec.idempotent,
         "timeout_s": spec.timeout_s,
         "unprofiled": function.unprofiled,
+        "profile": function.profile_state or None,
+        "drifted": function.drifted,
+        "drift_reason": function.drift_reason or None,
         "queue_depth": function.queue_depth,
         "replicas": [replica.replica_id for replica in function.replicas],
         "calls": {field.name: getattr(calls, field.name) for field in calls.DESCRIPTOR.fields},

@@ -107,6 +107,8 @@ def _row(function: pb.FunctionStatus, replica: pb.ReplicaStatus | None) -> dict[
         "function": function.name,
         "version": replica.version if replica is not None else function.version,
         "unprofiled": function.unprofiled,
+        "profile": function.profile_state or None,
+        "drifted": function.drifted,
         "slo_ms": function.spec.slo_ms,
         "queue_depth": function.queue_depth,
         "replica": replica.replica_id if replica is not None else None,
@@ -118,7 +120,7 @@ def _row(function: pb.FunctionStatus, replica: pb.ReplicaStatus | None) -> dict[
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    name = f"{row['function']} (unprofiled)" if row["unprofiled"] else row["function"]
+    name = f"{row['function']}{_profile(row)}"
     if row["replica"] is None:
         return (name, "none", *[""] * (len(COLUMNS) - 2))
     asked, granted = percent(row["sm_asked_percent"]), percent(row["sm_granted_percent"])
@@ -138,6 +140,15 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         str(row["pid"]),
         str(row["in_flight"]),
     )
+
+
+def _profile(row: Mapping[str, Any]) -> str:
+    """What is known of the function's latency, after its name. Of one that somebody has sized, only a profile counts."""
+    if row["unprofiled"]:
+        return " (unprofiled)"
+    if row["profile"] in (None, "unprofiled"):
+        return ""
+    return f" ({row['profile']}, drifted)" if row["drifted"] else f" ({row['profile']})"
 
 
 @click.command()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import json
 import os
 import sys
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import attrs
@@ -27,7 +28,7 @@ from hasfaas.sdk.frame_session import FrameSession
 from hasfaas.sdk.grpc_session import GrpcSession
 from hasfaas.sdk.session import GATEWAY_LOST, Request, Session, error_of
 from hasfaas.wire import payload as payloads
-from hasfaas.wire.convert import spec_to_proto
+from hasfaas.wire.convert import payload_to_proto, spec_to_proto
 from hasfaas.wire.payload import Payload
 from hasfaas.wire.v1 import functions_pb2 as pb
 
@@ -257,6 +258,47 @@ class Client:
         request = pb.ScaleFunctionRequest(name=name, quota_percent=quota, sm_percent=sm, replicas=replicas, lend=lend)
         answer: pb.ScaleFunctionResponse = await self.rpc(session.stub.ScaleFunction(request))
         return answer
+
+    async def profile(
+        self,
+        name: str,
+        *,
+        device: str = "",
+        points: int = 16,
+        arguments: Payload | None = None,
+        at: Sequence[tuple[int, float, float]] = (),
+    ) -> AsyncGenerator[pb.ProfileResponse, None]:
+        """Measures a deployed function in a replica of its own: what is planned, each point's figures, the profile.
+
+        `arguments` are one call's, instead of the function's example. With `at`, (batch, SM %, quota %) each, those points
+        are measured and nothing is kept. Closing it ends the measurement.
+        """
+        session = await self.session()
+        request = pb.ProfileRequest(
+            name=name,
+            device=device,
+            points=points,
+            arguments=payload_to_proto(arguments) if arguments is not None else None,
+            at=[pb.ProfilePoint(batch=b, sm_percent=sm, quota_percent=quota) for b, sm, quota in at],
+        )
+        call = session.stub.Profile(request)
+        news = aiter(call)
+        try:
+            while (each := await self.rpc(anext(news, None))) is not None:
+                yield each
+        finally:
+            call.cancel()
+
+    async def profile_of(self, name: str, device: str = "") -> dict[str, Any]:
+        """The profile of the version that serves, as plain values (`rapp.profile.Profile.to_dict`).
+
+        Raises NotFoundError where the function has none (UNPROFILED), or there is no such function or device.
+        """
+        session = await self.session()
+        request = pb.GetProfileRequest(name=name, device=device)
+        answer: pb.GetProfileResponse = await self.rpc(session.stub.GetProfile(request))
+        profile: dict[str, Any] = json.loads(answer.profile_json)
+        return profile
 
     async def rpc(self, call: Awaitable[T]) -> T:
         """Awaits a unary RPC of the current session; its failure is raised as its typed error."""

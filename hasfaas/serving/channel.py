@@ -12,7 +12,7 @@ from google.rpc import status_pb2
 
 from hasfaas.core.errors import InvalidRequestError
 from hasfaas.wire import frames
-from hasfaas.wire.frames import Frame, FrameKind, RawPayload
+from hasfaas.wire.frames import Frame, FrameKind, Measure, Measured, RawPayload
 from hasfaas.wire.line import FrameLine
 
 
@@ -30,6 +30,12 @@ class ChannelEvents(Protocol):
     def end(self, call_id: int) -> None: ...
 
     def error(self, call_id: int, status: bytes) -> None: ...
+
+    def measured(self, call_id: int, measured: Measured) -> None: ...
+
+    def observed(self, holds: Sequence[tuple[int, int]]) -> None:
+        """(batch, hold in nanoseconds) of executions that it has served."""
+        ...
 
     def lost(self) -> None: ...
 
@@ -64,6 +70,10 @@ class ReplicaChannel(FrameLine):
         """A result's segment has been mapped by its reader, or never will be."""
         self.write(frames.pack(FrameKind.RELEASE, 0, segment))
 
+    def measure(self, call_id: int, measure: Measure) -> None:
+        """Asks for the figures of one point; `cancel` ends that early."""
+        self.write(frames.pack_measure(call_id, measure))
+
     def shutdown(self) -> None:
         """Asks the replica to end after what it was sent."""
         self.write(frames.pack(FrameKind.SHUTDOWN))
@@ -80,6 +90,10 @@ class ReplicaChannel(FrameLine):
                 events.end(frame.call_id)
             case FrameKind.ERROR:
                 events.error(frame.call_id, _status(frame))
+            case FrameKind.OBSERVED:
+                events.observed(frames.unpack_observed(frame))
+            case FrameKind.MEASURED:
+                events.measured(frame.call_id, frames.unpack_measured(frame))
             case FrameKind.READY:
                 events.ready()
             case FrameKind.FAILED:

@@ -6,6 +6,7 @@ It passes payload bytes on and never looks inside them. Every error that leaves 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import time
@@ -23,9 +24,9 @@ from hasfaas.core.errors import HasFaasError, InvalidRequestError, NotFoundError
 from hasfaas.core.spec import Kind, check_name
 from hasfaas.core.version import VERSION
 from hasfaas.serving.client_calls import ClientCalls, Intake
-from hasfaas.serving.ports import Control, FunctionRecord, Sizing, Store
+from hasfaas.serving.ports import Control, FunctionRecord, Point, Profiling, Sizing, Store
 from hasfaas.serving.router import Call, Router
-from hasfaas.serving.views import device_to_proto, function_to_proto
+from hasfaas.serving.views import device_to_proto, function_to_proto, news_to_proto
 from hasfaas.wire import bundle as bundles
 from hasfaas.wire.convert import spec_from_proto
 from hasfaas.wire.frames import RawPayload
@@ -42,6 +43,7 @@ CHUNK_BYTES = 1 << 20
 MAX_PARTIAL_BYTES = 1 << 30
 # A status travels in the trailing metadata, of which gRPC takes 8 KiB, base64 included.
 MAX_TRAILER_BYTES = 4096
+DEFAULT_POINTS = 16
 
 
 class UnarySink:
@@ -104,6 +106,7 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
         router: Router,
         store: Store,
         control: Control,
+        profiling: Profiling,
         *,
         embedded: Callable[[], bool],
         window_ms: float,
@@ -112,6 +115,7 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
         self._router = router
         self._store = store
         self._control = control
+        self._profiling = profiling
         self._embedded = embedded
         self._window_ms = window_ms
         self._quantum_ms = quantum_ms
@@ -246,6 +250,7 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
             async with self._changing(self.record(request.name).name):
                 name = self.record(request.name).name
                 self._store.delete(name)
+                self._profiling.forget(name)
                 await self._control.delete(name)
             return pb.DeleteFunctionResponse()
 
@@ -288,6 +293,37 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
                 return
             await asyncio.sleep(0.2)
 
+    async def Profile(  # noqa: N802
+        self, request: pb.ProfileRequest, context: Context
+    ) -> AsyncIterator[pb.ProfileResponse]:
+        try:
+            self.intake.used()
+            record = self.record(request.name)
+            news = self._profiling.profile(
+                record,
+                device=request.device,
+                points=request.points or DEFAULT_POINTS,
+                arguments=_raw(request.arguments) if request.HasField("arguments") else None,
+                at=[Point(point.batch, point.sm_percent, point.quota_percent) for point in request.at],
+            )
+            # Whoever leaves takes the replica along that measures for them.
+            async with contextlib.aclosing(news):
+                async for each in news:
+                    self.intake.used()
+                    yield news_to_proto(each)
+        except HasFaasError as exc:
+            await _abort(context, exc)
+
+    async def GetProfile(  # noqa: N802
+        self, request: pb.GetProfileRequest, context: Context
+    ) -> pb.GetProfileResponse:
+        async def answer() -> pb.GetProfileResponse:
+            record = self.record(request.name)
+            profile = self._profiling.get(record, request.device)
+            return pb.GetProfileResponse(name=record.name, version=record.version, profile_json=profile)
+
+        return await _guard(context, answer())
+
     async def GetStatus(  # noqa: N802
         self, request: pb.GetStatusRequest, context: Context
     ) -> pb.GetStatusResponse:
@@ -318,7 +354,8 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
         raise NotFoundError(f"function {name!r} is not deployed; deployed: {known}")
 
     def _status(self, record: FunctionRecord) -> pb.FunctionStatus:
-        return function_to_proto(record, self._control.replicas(record.name), self._router)
+        profile = self._profiling.state(record)
+        return function_to_proto(record, self._control.replicas(record.name), self._router, profile)
 
 
 @attrs.define(eq=False)

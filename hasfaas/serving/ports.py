@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -114,6 +114,14 @@ class Store(Protocol):
 
     def bundle_path(self, sha256: str) -> Path: ...
 
+    def put_profile(self, name: str, version: str, device_id: str, profile: str) -> None:
+        """Remembers a profile, as JSON, in place of what there was for this version and device."""
+        ...
+
+    def profiles(self, name: str, version: str) -> dict[str, str]:
+        """The profiles of a version, by device."""
+        ...
+
 
 class Control(Protocol):
     """Whoever starts, sizes and ends replicas."""
@@ -139,6 +147,85 @@ class Control(Protocol):
 
     def logs(self, name: str) -> Sequence[tuple[str, Path]]:
         """(replica id, log file) of each replica, newest last, ended ones included while their files exist."""
+        ...
+
+
+@attrs.frozen(order=True)
+class Point:
+    """Where a function is measured: calls in one execution, SM share and quota in percent."""
+
+    batch: int
+    sm_percent: float
+    quota_percent: float
+
+
+@attrs.frozen
+class Plan:
+    """What will be measured."""
+
+    points: tuple[Point, ...]
+
+
+@attrs.frozen
+class Figures:
+    """What was measured at one point: median and mean hold (far apart where runs were interrupted), mean response, and the
+    spread of log(hold) from run to run."""
+
+    point: Point
+    hold_ms: float
+    mean_hold_ms: float
+    response_ms: float
+    runs: int
+    log_spread: float
+
+
+@attrs.frozen
+class Note:
+    """Something that whoever waits should know."""
+
+    text: str
+
+
+@attrs.frozen
+class Fitted:
+    """The profile, as JSON."""
+
+    profile: str
+
+
+News = Plan | Figures | Note | Fitted
+
+
+@attrs.frozen
+class ProfileState:
+    """What is known of a function's latency: "unprofiled", "few-shot" or "live". `reason` says why it has drifted."""
+
+    state: str = "unprofiled"
+    drifted: bool = False
+    reason: str = ""
+
+
+class Profiling(Protocol):
+    """Whoever measures functions and keeps their profiles."""
+
+    def state(self, record: FunctionRecord) -> ProfileState: ...
+
+    def get(self, record: FunctionRecord, device: str) -> str:
+        """The profile of this version as JSON. NotFoundError (UNPROFILED) where there is none."""
+        ...
+
+    def forget(self, name: str) -> None:
+        """The function was deleted, with its profiles."""
+        ...
+
+    def profile(
+        self, record: FunctionRecord, *, device: str, points: int, arguments: RawPayload | None, at: Sequence[Point]
+    ) -> AsyncGenerator[News, None]:
+        """Measures and fits; with `at` it measures those points and keeps nothing. Closing it ends what it has started.
+
+        Raises ConflictError while the function is being profiled already, or when it is deployed anew meanwhile;
+        PlacementError, UnavailableError, InvalidRequestError, and what the user's code raises.
+        """
         ...
 
 

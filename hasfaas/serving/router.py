@@ -30,11 +30,15 @@ from hasfaas.serving import batching, policies
 from hasfaas.serving.channel import ReplicaChannel
 from hasfaas.serving.ports import Demand, Sink
 from hasfaas.wire.frames import RawPayload
+from hasfaas.wire.payload import blob_bytes
+from hasfaas.wire.segments import Segment, SegmentReader
 from hasfaas.wire.status import to_status
 
 MAX_ATTEMPTS = 3
 STREAM_CREDIT = 16
 MAX_QUEUED_BYTES = 1 << 30
+# Larger arguments are not kept to measure a function with.
+MAX_SAMPLE_BYTES = 4 << 20
 
 
 @attrs.define(eq=False)
@@ -89,6 +93,7 @@ class _Function:
     waiting: int = 0
     replicas: dict[str, _Replica] = attrs.field(factory=dict)
     counts: Counts = attrs.field(factory=Counts)
+    sample: RawPayload | None = None
     pump_timer: asyncio.TimerHandle | None = None
 
 
@@ -115,7 +120,7 @@ class Router:
         if known is None:
             self._functions[name] = _Function(name, spec, streams)
         else:
-            known.spec, known.streams = spec, streams
+            known.spec, known.streams, known.sample = spec, streams, None
 
     def drop_function(self, name: str, why: HasFaasError) -> None:
         """Ends a function: what waits gets `why`, what its replicas hold runs to its end."""
@@ -133,6 +138,11 @@ class Router:
         """The counts of one function, live; zeros for one that is not here (its deployment may be under way)."""
         function = self._functions.get(name)
         return function.counts if function else Counts()
+
+    def sample(self, name: str) -> RawPayload | None:
+        """The arguments of a call that this deployment has answered, None before the first (and of at most 4 MiB)."""
+        function = self._functions.get(name)
+        return function.sample if function else None
 
     def in_flight(self, replica_id: str) -> int:
         """Calls that a replica holds."""
@@ -437,6 +447,8 @@ class Router:
     def _complete(self, call: Call) -> None:
         counts = call.function.counts
         counts.completed += 1
+        if call.function.sample is None:
+            call.function.sample = _sample(call.arguments)
         if (self._now_s() - call.arrived_s) * 1000.0 <= call.function.spec.slo_ms:
             counts.slo_met += 1
         self._end(call)
@@ -455,6 +467,20 @@ class Router:
         for call in list(self._take(function)):
             function.counts.failed += 1
             self._error(call, why)
+
+
+def _sample(arguments: RawPayload) -> RawPayload | None:
+    """A call's arguments, to keep; a caller's segment is copied while it is still lent. None where that is too much."""
+    if not arguments.segment:
+        return arguments if arguments.nbytes <= MAX_SAMPLE_BYTES else None
+    nbytes = blob_bytes(arguments.sizes)
+    if nbytes > MAX_SAMPLE_BYTES:
+        return None
+    try:
+        blob = bytes(SegmentReader().view(Segment(arguments.segment, nbytes), private=True))
+    except (HasFaasError, MemoryError):
+        return None  # its caller has just gone
+    return attrs.evolve(arguments, chunks=(blob,), segment="")
 
 
 def _lost_error(call: Call, why: str, *, dropped: bool) -> UnavailableError:

@@ -35,6 +35,13 @@ CREATE TABLE IF NOT EXISTS versions (
     deployed_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP,
     PRIMARY KEY (name, version)
 ) STRICT;
+CREATE TABLE IF NOT EXISTS profiles (
+    name TEXT NOT NULL,
+    version TEXT NOT NULL,
+    device TEXT NOT NULL,
+    profile TEXT NOT NULL,
+    PRIMARY KEY (name, version, device)
+) STRICT;
 """
 
 
@@ -89,6 +96,7 @@ class LocalStore:
         with self._db:
             gone = self._db.execute("DELETE FROM functions WHERE name = ?", (name,)).rowcount
             self._db.execute("DELETE FROM versions WHERE name = ?", (name,))
+            self._db.execute("DELETE FROM profiles WHERE name = ?", (name,))
         if not gone:
             raise NotFoundError(f"function {name!r} is not deployed")
         del self._records[name]
@@ -106,6 +114,23 @@ class LocalStore:
         with self._db:
             self._db.execute("UPDATE functions SET record = ? WHERE name = ?", (json.dumps(_to_json(changed)), name))
         self._records[name] = changed
+
+    def put_profile(self, name: str, version: str, device_id: str, profile: str) -> None:
+        """Remembers a profile of a deployed function. NotFoundError when there is no such function."""
+        if name not in self._records:
+            raise NotFoundError(f"function {name!r} is not deployed")
+        with self._db:
+            self._db.execute(
+                "INSERT OR REPLACE INTO profiles (name, version, device, profile) VALUES (?, ?, ?, ?)",
+                (name, version, device_id, profile),
+            )
+
+    def profiles(self, name: str, version: str) -> dict[str, str]:
+        """The profiles of a version, by device: empty for one that nobody has measured."""
+        found = self._db.execute(
+            "SELECT device, profile FROM profiles WHERE name = ? AND version = ? ORDER BY device", (name, version)
+        )
+        return dict(found.fetchall())
 
     def bundle_path(self, sha256: str) -> Path:
         """The file of a bundle."""

@@ -6,13 +6,28 @@ from collections.abc import Sequence
 
 import attrs
 
-from hasfaas.serving.ports import DeviceView, FunctionRecord, ReplicaView
+from hasfaas.serving.ports import (
+    DeviceView,
+    Figures,
+    Fitted,
+    FunctionRecord,
+    News,
+    Note,
+    Plan,
+    Point,
+    ProfileState,
+    ReplicaView,
+)
 from hasfaas.serving.router import Router
 from hasfaas.wire.convert import spec_to_proto, usage_to_proto
 from hasfaas.wire.v1 import functions_pb2 as pb
 
+UNPROFILED = ProfileState().state
 
-def function_to_proto(record: FunctionRecord, replicas: Sequence[ReplicaView], router: Router) -> pb.FunctionStatus:
+
+def function_to_proto(
+    record: FunctionRecord, replicas: Sequence[ReplicaView], router: Router, profile: ProfileState
+) -> pb.FunctionStatus:
     """One function with its replicas."""
     return pb.FunctionStatus(
         name=record.name,
@@ -20,9 +35,13 @@ def function_to_proto(record: FunctionRecord, replicas: Sequence[ReplicaView], r
         kind=record.kind.value,
         spec=spec_to_proto(record.spec),
         queue_depth=router.depth(record.name),
-        unprofiled=not record.sizing.sized,
+        unprofiled=not record.sizing.sized and profile.state == UNPROFILED,
         replicas=[_replica_to_proto(view, router) for view in replicas],
         calls=pb.CallCounts(**attrs.asdict(router.counts(record.name))),
+        sized=record.sizing.sized,
+        profile_state=profile.state,
+        drifted=profile.drifted,
+        drift_reason=profile.reason,
     )
 
 
@@ -61,3 +80,28 @@ def device_to_proto(view: DeviceView) -> pb.DeviceStatus:
             for lane in view.lanes
         ],
     )
+
+
+def news_to_proto(news: News) -> pb.ProfileResponse:
+    """One message of a measurement under way."""
+    match news:
+        case Plan(points):
+            return pb.ProfileResponse(plan=pb.ProfileResponse.Plan(points=[_point(point) for point in points]))
+        case Figures(point, hold_ms, mean_hold_ms, response_ms, runs, log_spread):
+            measured = pb.ProfileResponse.Measured(
+                point=_point(point),
+                hold_ms=hold_ms,
+                mean_hold_ms=mean_hold_ms,
+                response_ms=response_ms,
+                runs=runs,
+                log_spread=log_spread,
+            )
+            return pb.ProfileResponse(measured=measured)
+        case Note(text):
+            return pb.ProfileResponse(note=text)
+        case Fitted(profile):
+            return pb.ProfileResponse(profile_json=profile)
+
+
+def _point(point: Point) -> pb.ProfilePoint:
+    return pb.ProfilePoint(batch=point.batch, sm_percent=point.sm_percent, quota_percent=point.quota_percent)

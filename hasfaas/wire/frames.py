@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import attrs
 import msgpack
@@ -34,7 +34,10 @@ Buffer = bytes | bytearray | memoryview
 
 
 class FrameKind(enum.IntEnum):
-    """Below 10: towards the replica. From 10: back. A client sends CALL where a gateway sends EXECUTE."""
+    """Below 10: towards the replica. From 10: back. A client sends CALL where a gateway sends EXECUTE.
+
+    MEASURE is answered by MEASURED or ERROR. OBSERVED is what executions held the lane, about once a second.
+    """
 
     EXECUTE = 1
     CANCEL = 2
@@ -42,12 +45,15 @@ class FrameKind(enum.IntEnum):
     SHUTDOWN = 4
     RELEASE = 5
     CALL = 6
+    MEASURE = 7
     READY = 10
     FAILED = 11
     RESULT = 12
     ITEM = 13
     END = 14
     ERROR = 15
+    MEASURED = 16
+    OBSERVED = 17
 
 
 @attrs.frozen
@@ -171,6 +177,74 @@ def unpack_call(frame: Frame) -> tuple[str, str, float, RawPayload]:
             chunks = (frame.body,) if len(frame.body) else ()
             return function, version, timeout_s, RawPayload(codec, head, sizes, chunks, segment, replies)
     raise InvalidRequestError(f"a frame {frame.kind.name} without a call's head: {frame.head!r:.80}")
+
+
+@attrs.frozen
+class Measure:
+    """What a replica is asked to run again and again: a batch of so many calls, for about `bound_s`.
+
+    `arguments` are those of one call; `given` puts them before the function's own example.
+    """
+
+    batch: int
+    bound_s: float
+    given: bool = False
+    arguments: RawPayload | None = None
+
+
+def pack_measure(call_id: int, measure: Measure) -> list[Buffer]:
+    """A MEASURE frame."""
+    raw = measure.arguments
+    of_call = (raw.codec, raw.head, raw.sizes) if raw is not None else None
+    head = (measure.batch, measure.bound_s, measure.given, of_call)
+    return pack(FrameKind.MEASURE, call_id, head, raw.chunks if raw is not None else ())
+
+
+def unpack_measure(frame: Frame) -> Measure:
+    """The request of a MEASURE frame."""
+    head: Any = frame.head
+    batch, bound_s, given, of_call = head
+    if of_call is None:
+        return Measure(batch, bound_s, given)
+    chunks = (frame.body,) if len(frame.body) else ()
+    codec, packed, sizes = of_call
+    return Measure(batch, bound_s, given, RawPayload(codec, packed, sizes, chunks))
+
+
+@attrs.frozen
+class Measured:
+    """What a replica says of a point: median and mean hold and mean response of its runs, and the spread of log(hold)."""
+
+    hold_ns: int
+    mean_hold_ns: int
+    response_ns: int
+    runs: int
+    log_spread: float
+
+
+def unpack_measured(frame: Frame) -> Measured:
+    """The figures of a MEASURED frame. Raises InvalidRequestError when there are none."""
+    match frame.head:
+        case (int(hold_ns), int(mean_ns), int(response_ns), int(runs), float(spread)) if (
+            min(hold_ns, mean_ns, response_ns, runs) > 0
+        ):
+            return Measured(hold_ns, mean_ns, response_ns, runs, spread)
+    raise InvalidRequestError(f"a frame {frame.kind.name} without figures: {frame.head!r:.80}")
+
+
+def unpack_observed(frame: Frame) -> tuple[tuple[int, int], ...]:
+    """(batch, hold in nanoseconds) of served executions, from an OBSERVED frame. InvalidRequestError when it is none."""
+    match frame.head:
+        case tuple(pairs) if all(_is_observation(pair) for pair in pairs):
+            return pairs
+    raise InvalidRequestError(f"a frame {frame.kind.name} without observations: {frame.head!r:.80}")
+
+
+def _is_observation(pair: object) -> bool:
+    match pair:
+        case (int(batch), int(hold_ns)):
+            return batch > 0 and hold_ns > 0
+    return False
 
 
 class Writable(Protocol):

@@ -13,7 +13,7 @@ from google.rpc import status_pb2
 from hasfaas.core.errors import CancelledError
 from hasfaas.executor.inbox import MAX_PIECES, Closed, Execution, Inbox
 from hasfaas.wire import frames
-from hasfaas.wire.frames import Buffer, Frame, FrameKind, FrameReader, RawPayload
+from hasfaas.wire.frames import Buffer, Frame, FrameKind, FrameReader, Measure, RawPayload
 from hasfaas.wire.status import from_status
 
 
@@ -280,3 +280,26 @@ def test_nothing_to_send_is_sent_as_nothing(line: Line) -> None:
     line.inbox.send([])
     line.inbox.send([b"", bytearray(), memoryview(b"")])
     assert line.gateway.silence()
+
+
+def test_a_point_to_measure_comes_in_turn_and_can_be_taken_back(line: Line) -> None:
+    line.gateway.execute(7)
+    line.gateway.say(*frames.pack_measure(8, Measure(4, 1.5, arguments=payload())))
+    first, second = line.inbox.next(lambda: None), line.inbox.next(lambda: None)
+    assert first is not None
+    assert second is not None
+    assert first.measure is None
+    assert (second.call_id, second.measure) == (8, Measure(4, 1.5, arguments=payload()))
+    assert not line.inbox.cancelled(8)
+    line.gateway.cancel(8)
+    assert line.inbox.cancelled(8)
+    assert not line.inbox.ending
+    line.gateway.shutdown()
+    line.inbox.poll()
+    assert line.inbox.ending
+
+
+def test_it_is_quiet_until_something_arrives(line: Line) -> None:
+    assert line.inbox.quiet(0.001)
+    line.gateway.execute(7)
+    assert not line.inbox.quiet(20.0)

@@ -287,6 +287,20 @@ def test_usage_includes_the_running_lease(table: TokenTable) -> None:
         assert table.usage(slot).used_ns >= first + 2 * MS
 
 
+def test_what_a_lease_has_held_is_what_the_account_says(table: TokenTable) -> None:
+    slot = table.admit(0, 1_000_000)
+    table.attach(slot)
+    lease = SlotLease(table, slot, SynchronousStream())
+    assert lease.held_ns == 0
+    for _ in range(2):
+        with lease:
+            before = lease.held_ns
+            time.sleep(0.002)
+            assert before + 2 * MS <= lease.held_ns <= table.usage(slot).used_ns
+        assert lease.held_ns == table.usage(slot).used_ns
+    assert lease.quota_ppm == 1_000_000
+
+
 def test_a_closed_table_says_so(table: TokenTable) -> None:
     other = TokenTable.open(table.path)
     other.close()

@@ -8,7 +8,7 @@ import hashlib
 import socket
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,10 +22,10 @@ from hasfaas.core.spec import FunctionSpec, Kind
 from hasfaas.sdk.session import error_of
 from hasfaas.serving.channel import ReplicaChannel
 from hasfaas.serving.gateway import GatewayService
-from hasfaas.serving.ports import DeviceView, FunctionRecord, LaneView, ReplicaView, Sizing
+from hasfaas.serving.ports import DeviceView, FunctionRecord, LaneView, News, ProfileState, ReplicaView, Sizing
 from hasfaas.serving.router import Router
 from hasfaas.serving.store import LocalStore
-from hasfaas.wire.frames import RawPayload
+from hasfaas.wire.frames import Measured, RawPayload
 from hasfaas.wire.status import from_status
 from hasfaas.wire.v1 import functions_pb2 as pb
 from hasfaas.wire.v1 import functions_pb2_grpc, payload_pb2
@@ -82,6 +82,42 @@ class RecordingControl:
         return self.log_files
 
 
+@attrs.define(eq=False)
+class MemoryProfiling:
+    """Profiles of memory: `news` is what a measurement gives, `fails` what it ends with, `texts` what is known by name."""
+
+    texts: dict[str, str] = attrs.field(factory=dict)
+    news: list[News] = attrs.field(factory=list)
+    fails: HasFaasError | None = None
+    asked: list[dict[str, object]] = attrs.field(factory=list)
+    ended: int = 0
+    goes_on: asyncio.Event | None = None
+    shown: ProfileState = attrs.field(factory=ProfileState)
+
+    def state(self, record: FunctionRecord) -> ProfileState:
+        return self.shown
+
+    def get(self, record: FunctionRecord, device: str) -> str:
+        if record.name not in self.texts:
+            raise NotFoundError("unprofiled", reason="UNPROFILED")
+        return self.texts[record.name]
+
+    def forget(self, name: str) -> None:
+        self.texts.pop(name, None)
+
+    async def profile(self, record: FunctionRecord, **asked: object) -> AsyncGenerator[News, None]:
+        self.asked.append({"name": record.name, **asked})
+        try:
+            for each in self.news:
+                yield each
+            if self.goes_on is not None:
+                await self.goes_on.wait()
+            if self.fails is not None:
+                raise self.fails
+        finally:
+            self.ended += 1
+
+
 class ToRouter:
     """A channel's events, as the fleet wires them."""
 
@@ -91,6 +127,12 @@ class ToRouter:
         self.end = partial(router.on_end, replica_id)
         self.error = partial(router.on_error, replica_id)
         self.lost = partial(router.detach, replica_id, "died")
+
+    def measured(self, call_id: int, measured: Measured) -> None:
+        raise AssertionError("the replicas of these tests are not measured")
+
+    def observed(self, holds: Sequence[tuple[int, int]]) -> None:
+        raise AssertionError("the replicas of these tests observe nothing")
 
     def ready(self) -> None:
         raise AssertionError("the replicas of these tests are ready from the start")
@@ -106,8 +148,15 @@ class Site:
         self.router = Router(max_queue=100, demand=lambda name: None, now_s=time.monotonic)
         self.store = LocalStore(folder / "state")
         self.control = RecordingControl(self.router, self.store)
+        self.profiling = MemoryProfiling()
         self.service = GatewayService(
-            self.router, self.store, self.control, embedded=lambda: True, window_ms=100.0, quantum_ms=10.0
+            self.router,
+            self.store,
+            self.control,
+            self.profiling,
+            embedded=lambda: True,
+            window_ms=100.0,
+            quantum_ms=10.0,
         )
         self.server = grpc.aio.server()
         functions_pb2_grpc.add_FunctionServiceServicer_to_server(self.service, self.server)

@@ -101,7 +101,7 @@ class FakeGateway:
                 replica.quota_percent = request.quota_percent
             if request.HasField("sm_percent"):
                 replica.sm_granted_percent = request.sm_percent
-        function.unprofiled = False
+        function.unprofiled, function.sized = False, True
         return pb.ScaleFunctionResponse(function=function, applied_ms=1.25)
 
     async def DeleteFunction(self, request: pb.DeleteFunctionRequest) -> pb.DeleteFunctionResponse:

@@ -101,10 +101,11 @@ def test_one_wild_cell_moves_its_neighbours_little(smoother: GridSmoother) -> No
 
 
 def test_other_grids(smoother: GridSmoother) -> None:
+    """A small grid of its own axes is answered as the same cells of the large one are, about."""
     small = GridSmoother.from_arrays(arrays(), batches=(1, 4), sm_percents=(10, 50, 100), quota_percents=(50, 100))
-    # The same cells and nothing else: the answer is the one of these covariances, whatever the size of the grid.
-    measured = surface()[np.ix_([0, 2], [1, 9, 19], [4, 9])]
-    assert small.condition(measured).median_ms.shape == (2, 3, 2)
+    cells = np.ix_([0, 2], [1, 9, 19], [4, 9])
+    found = small.condition(surface()[cells]).median_ms
+    assert found == pytest.approx(smoother.condition(surface()).median_ms[cells], rel=0.05)
     for bad in ((), (2, 1), (0, 1), (1, float("inf"))):
         with pytest.raises(InvalidRequestError, match="batches="):
             GridSmoother.from_arrays(arrays(), batches=bad)
@@ -150,7 +151,7 @@ def test_gradient_of_the_likelihood() -> None:
     plain = train_dense._smoother(start, np.zeros(len(train_dense.LEVELS)))
     models = [train_dense._Model(plain, np.where(gaps(0.8), np.nan, surface(0.05)))]
     _, gradient = train_dense._objective(start, start, models)
-    for at in (0, 5, 14, 15, len(start) - 1):
+    for at in (5, 14, len(start) - 1):
         step = np.zeros(len(start))
         step[at] = 1e-5
         up, down = (train_dense._objective(start + sign * step, start, models)[0] for sign in (1, -1))
@@ -158,22 +159,30 @@ def test_gradient_of_the_likelihood() -> None:
 
 
 def test_training_on_shared_models(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trained in few steps on three models, it predicts held-out cells of others below RaPP's 4.70 %."""
+    """Trained in few steps on two models, it predicts held-out cells of others below RaPP's 4.70 %."""
     table = read_table(data / "v100" / "v100_latency_sm_quota_batch.csv")
-    grids = np.stack([table.grid(name) for name in ("resnet50", "convnext_small", "googlenet", "densenet121")[:3]])
-    monkeypatch.setattr(train_dense, "STEPS", 3)
+    grids = np.stack([table.grid(name) for name in ("resnet50", "convnext_small")])
+    monkeypatch.setattr(train_dense, "STEPS", 2)
     monkeypatch.setattr(train_dense, "EVERY", 2)
     trained = train_dense.fit_grids(np.where(gaps(0.2), np.nan, grids))
     assert trained["log_variance"].shape == (len(COMPONENTS),)
     assert (np.diff(trained["scores"]) >= 0).all()
     smoother = GridSmoother.from_arrays(trained)
     errors, inside = [], []
-    for name in ("resnet34", "swin_t", "vgg19", "efficientnet_b1", "mnasnet1_3"):
-        if name not in table.models():
-            continue
+    for name in ("vgg19", "efficientnet_b1", "mnasnet1_3"):
         grid, missing = table.grid(name), gaps(0.2, 3)
         smooth = smoother.condition(np.where(missing, np.nan, grid))
         errors.append(100 * np.abs(smooth.median_ms / grid - 1)[missing])
         inside.append(((smooth.quantile_ms(0.05) < grid) & (grid < smooth.quantile_ms(0.95)))[missing])
     assert np.concatenate(errors).mean() < 4.7
     assert 0.75 < np.concatenate(inside).mean() < 0.99
+
+
+def test_fit_reads_the_shared_folder(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole path of the training, in one step on one model; the quantiles come from all models."""
+    monkeypatch.setattr(train_dense, "STEPS", 1)
+    monkeypatch.setattr(train_dense, "EVERY", 56)
+    trained = train_dense.fit(data)
+    assert set(trained) == {"log_variance", "log_length", "levels", "scores"}
+    at = dict(zip(trained["levels"].tolist(), trained["scores"].tolist(), strict=True))
+    assert -3 < at[0.05] < at[0.5] < at[0.95] < 3

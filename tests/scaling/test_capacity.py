@@ -20,13 +20,16 @@ from tests.fakes.virtual_lane import MS, VirtualLane
 
 TIMING = Timing()
 HOLD_MS = 10.0
-ORDER = st.sampled_from([False, True])
 
 
 @pytest.mark.parametrize(("n", "b", "deadline", "rho"), [(1, 1, 5, 0.53), (8, 1, 2, 0.74), (16, 4, 3, 0.98)])
-def test_at_full_quota_it_is_the_plain_rule(n: int, b: int, deadline: float, rho: float) -> None:
-    rps = capacity.lane_rps(n, b, HOLD_MS, 1.0, deadline * HOLD_MS, TIMING, greatest_utilisation=1.0, oldest_first=True)
-    assert rps / (n * b / HOLD_MS * 1e3) == pytest.approx(rho, abs=0.005)
+def test_the_plain_rule_has_the_values_of_the_reference(n: int, b: int, deadline: float, rho: float) -> None:
+    whole = n * b / HOLD_MS * 1e3
+    plain = capacity.plain_rps(n, b, HOLD_MS, deadline * HOLD_MS, 0.01, greatest_utilisation=1.0)
+    assert plain / whole == pytest.approx(rho, abs=0.005)
+    lane = capacity.lane_rps(n, b, HOLD_MS, 1.0, deadline * HOLD_MS, TIMING, greatest_utilisation=1.0)
+    # Where the router loses nothing, full quota is a plain server.
+    assert lane == plain if b == 1 else lane < plain
 
 
 @settings(max_examples=200, deadline=None)
@@ -36,16 +39,13 @@ def test_at_full_quota_it_is_the_plain_rule(n: int, b: int, deadline: float, rho
     hold_ms=st.floats(0.5, 100.0),
     share=st.floats(0.05, 1.0),
     late=st.sampled_from([0.05, 0.01, 0.001]),
-    oldest_first=ORDER,
 )
 def test_more_time_quota_or_replicas_never_serve_less(
-    n: int, b: int, hold_ms: float, share: float, late: float, oldest_first: bool
+    n: int, b: int, hold_ms: float, share: float, late: float
 ) -> None:
     def rps(**changed: Any) -> np.ndarray:
         values: dict[str, Any] = {"replicas": n, "quota": share, "deadline_ms": 4 * hold_ms / share, **changed}
-        return capacity.lane_rps(
-            batch=b, hold_ms=hold_ms, timing=TIMING, late_share=late, oldest_first=oldest_first, **values
-        )
+        return capacity.lane_rps(batch=b, hold_ms=hold_ms, timing=TIMING, late_share=late, **values)
 
     slack = 1 - 1e-9
     for changed in (
@@ -55,12 +55,13 @@ def test_more_time_quota_or_replicas_never_serve_less(
     ):
         found = rps(**changed)
         assert np.all(found[1:] >= found[:-1] * slack), changed
-    assert rps() <= 0.92 * n * b * share / hold_ms * 1e3 / slack
+    assert rps() <= 0.9 * n * b * share / hold_ms * 1e3 / slack
 
 
 def test_it_broadcasts_and_grants_nothing_where_nothing_can_be_held() -> None:
     hold = np.full((3, 4, 5, 1), 20.0)
     found = capacity.lane_rps(2, np.array([1, 2, 4, 8])[:, None, None], hold, np.linspace(0.0, 1.0, 11), 100.0, TIMING)
+    assert capacity.lane_rps(1, 1, HOLD_MS, 1e-9, 100.0, TIMING) == 0.0  # less than the table can keep
     assert found.shape == (3, 4, 5, 11)
     assert np.all(found[..., 0] == 0.0)
     assert np.all(found[..., -1] > 0.0)

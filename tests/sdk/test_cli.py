@@ -21,7 +21,7 @@ from tests.fakes.shell_gateway import FakeClient, FakeGateway
 
 Run = Callable[..., Result]
 PS_KEYS = {
-    "function", "version", "unprofiled", "slo_ms", "queue_depth", "replica", "state", "device", "lane",
+    "function", "version", "unprofiled", "profile", "drifted", "slo_ms", "queue_depth", "replica", "state", "device", "lane",
     "sm_asked_percent", "sm_granted_percent", "quota_percent", "used_percent", "granted_ns", "used_ns", "throttled_ns",
     "wait_ns", "overrun_ns", "lent_ns", "lends", "grants", "memory_bytes", "pid", "in_flight", "error",
 }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import attrs
 import pytest
@@ -13,7 +13,7 @@ import pytest
 from hasfaas.core.errors import BackendError
 from hasfaas.serving.channel import ReplicaChannel
 from hasfaas.wire import frames
-from hasfaas.wire.frames import HEADER, FrameKind, RawPayload
+from hasfaas.wire.frames import HEADER, FrameKind, Measure, Measured, RawPayload
 from hasfaas.wire.status import to_status
 from tests.fakes.replica import ReplicaEnd
 
@@ -48,6 +48,12 @@ class Events:
 
     def error(self, call_id: int, status: bytes) -> None:
         self._tell("error", call_id, status)
+
+    def measured(self, call_id: int, measured: Measured) -> None:
+        self._tell("measured", call_id, measured)
+
+    def observed(self, holds: Sequence[tuple[int, int]]) -> None:
+        self._tell("observed", holds)
 
     def lost(self) -> None:
         self._tell("lost")
@@ -84,6 +90,36 @@ def payload(blob: bytes = b"blob") -> RawPayload:
 
 
 # -- to the replica ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_point_is_asked_for_and_told(line: Line) -> None:
+    line.channel.measure(3, Measure(8, 1.5, True, payload()))
+    line.channel.measure(4, Measure(1, 1.5))
+    first, second = await line.replica.read(2)
+    assert (first.call_id, frames.unpack_measure(first)) == (3, Measure(8, 1.5, True, payload()))
+    assert frames.unpack_measure(second) == Measure(1, 1.5)
+    await line.replica.send(*frames.pack(FrameKind.MEASURED, 3, (2_000_000, 2_100_000, 5_000_000, 40, 0.01)))
+    await line.replica.send(*frames.pack(FrameKind.OBSERVED, head=[(8, 2_000_000), (1, 300_000)]))
+    told = await line.events.until(2)
+    assert told == [
+        ("measured", 3, Measured(2_000_000, 2_100_000, 5_000_000, 40, 0.01)),
+        ("observed", ((8, 2_000_000), (1, 300_000))),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [
+        (FrameKind.MEASURED, (0, 1, 1, 1, 0.1)),
+        (FrameKind.MEASURED, None),
+        (FrameKind.OBSERVED, [(0, 5)]),
+        (FrameKind.OBSERVED, [(1, "much")]),
+        (FrameKind.OBSERVED, "nonsense"),
+    ],
+)
+async def test_figures_that_are_none_end_the_replica(line: Line, kind: FrameKind, head: object) -> None:
+    await line.replica.send(*frames.pack(kind, 1, head))
+    assert await line.events.until(1) == [("lost",)]
 
 
 async def test_what_the_gateway_says_arrives_in_order(line: Line) -> None:

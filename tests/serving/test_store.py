@@ -211,6 +211,23 @@ def test_the_folders_are_the_users_alone(store: LocalStore, folder: Path) -> Non
     assert stat.S_IMODE(store.bundle_path(record().bundle_sha256).stat().st_mode) == 0o600
 
 
+def test_profiles_belong_to_a_version_and_go_with_the_function(folder: Path) -> None:
+    store = LocalStore(folder)
+    with pytest.raises(NotFoundError):
+        store.put_profile("app.f", "v1", "cpu0", "{}")
+    store.put(record(), b"bundle")
+    store.put_profile("app.f", "v1", "sim0", "first")
+    store.put_profile("app.f", "v1", "sim0", "second")
+    store.put_profile("app.f", "v1", "cpu0", "other")
+    assert store.profiles("app.f", "v2") == {}
+    store.close()
+    store = LocalStore(folder)
+    assert store.profiles("app.f", "v1") == {"cpu0": "other", "sim0": "second"}
+    store.delete("app.f")
+    assert store.profiles("app.f", "v1") == {}
+    store.close()
+
+
 KILLED = """
 import sys; sys.path.insert(0, {tests!r}); sys.path.insert(0, {root!r})
 import os, signal

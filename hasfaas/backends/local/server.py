@@ -22,6 +22,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from hasfaas.backends.fleet import Fleet
+from hasfaas.backends.profiles import Profiles
 from hasfaas.core.errors import HasFaasError
 from hasfaas.core.settings import FRAMES_SOCKET, GATEWAY_SOCKET, Settings
 from hasfaas.node.agent import NodeAgent, Replica
@@ -67,6 +68,7 @@ class Gateway:
                 exited=exited,
             )
 
+        self._profiles = Profiles(self._store)
         self._fleet = Fleet(
             self._store,
             max_queue=local.max_queue,
@@ -74,11 +76,14 @@ class Gateway:
             start_timeout_s=settings.start_timeout_s,
             drain_timeout_s=local.drain_timeout_s,
             make_agent=make_agent,
+            observed=self._profiles.observe,
         )
+        self._profiles.attach(self._fleet)
         self._service = GatewayService(
             self._fleet.router,
             self._store,
             self._fleet,
+            self._profiles,
             embedded=lambda: self.embedded,
             window_ms=local.window_ms,
             quantum_ms=local.quantum_ms,
@@ -120,6 +125,7 @@ class Gateway:
         door.close()
         await server.stop(grace=0.5)
         await self._fleet.stop()
+        self._profiles.save()
         self._store.close()
         for name in (GATEWAY_SOCKET, FRAMES_SOCKET):
             self._settings.socket_path(name).unlink(missing_ok=True)
@@ -147,6 +153,7 @@ class Gateway:
             await asyncio.sleep(1.0)
             self._fleet.agent.trim_logs()
             self._fleet.agent.sweep()
+            await self._profiles.fold()
             idle_s = time.monotonic() - self._service.intake.last_used_s
             busy = self._service.intake.clients or self._fleet.router.outstanding
             if self.embedded and not busy and idle_s > self._settings.local.linger_s:

@@ -168,7 +168,7 @@ class ListFunctionsResponse(_message.Message):
     def __init__(self, functions: _Optional[_Iterable[_Union[FunctionStatus, _Mapping]]] = ..., at_ns: _Optional[int] = ...) -> None: ...
 
 class FunctionStatus(_message.Message):
-    __slots__ = ("name", "version", "kind", "spec", "queue_depth", "unprofiled", "replicas", "calls")
+    __slots__ = ("name", "version", "kind", "spec", "queue_depth", "unprofiled", "replicas", "calls", "profile_state", "drifted", "drift_reason", "sized")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -177,6 +177,10 @@ class FunctionStatus(_message.Message):
     UNPROFILED_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     CALLS_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_STATE_FIELD_NUMBER: _ClassVar[int]
+    DRIFTED_FIELD_NUMBER: _ClassVar[int]
+    DRIFT_REASON_FIELD_NUMBER: _ClassVar[int]
+    SIZED_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     kind: str
@@ -185,7 +189,11 @@ class FunctionStatus(_message.Message):
     unprofiled: bool
     replicas: _containers.RepeatedCompositeFieldContainer[ReplicaStatus]
     calls: CallCounts
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., kind: _Optional[str] = ..., spec: _Optional[_Union[FunctionSpec, _Mapping]] = ..., queue_depth: _Optional[int] = ..., unprofiled: _Optional[bool] = ..., replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., calls: _Optional[_Union[CallCounts, _Mapping]] = ...) -> None: ...
+    profile_state: str
+    drifted: bool
+    drift_reason: str
+    sized: bool
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., kind: _Optional[str] = ..., spec: _Optional[_Union[FunctionSpec, _Mapping]] = ..., queue_depth: _Optional[int] = ..., unprofiled: _Optional[bool] = ..., replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., calls: _Optional[_Union[CallCounts, _Mapping]] = ..., profile_state: _Optional[str] = ..., drifted: _Optional[bool] = ..., drift_reason: _Optional[str] = ..., sized: _Optional[bool] = ...) -> None: ...
 
 class CallCounts(_message.Message):
     __slots__ = ("accepted", "completed", "failed", "refused", "expired", "cancelled", "redispatched", "slo_met")
@@ -363,3 +371,77 @@ class DeviceStatus(_message.Message):
     lanes: _containers.RepeatedCompositeFieldContainer[DeviceStatus.Lane]
     occupancy: float
     def __init__(self, device_id: _Optional[str] = ..., kind: _Optional[str] = ..., units: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., lanes: _Optional[_Iterable[_Union[DeviceStatus.Lane, _Mapping]]] = ..., occupancy: _Optional[float] = ...) -> None: ...
+
+class ProfilePoint(_message.Message):
+    __slots__ = ("batch", "sm_percent", "quota_percent")
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    SM_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    batch: int
+    sm_percent: float
+    quota_percent: float
+    def __init__(self, batch: _Optional[int] = ..., sm_percent: _Optional[float] = ..., quota_percent: _Optional[float] = ...) -> None: ...
+
+class ProfileRequest(_message.Message):
+    __slots__ = ("name", "device", "points", "arguments", "at")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    device: str
+    points: int
+    arguments: _payload_pb2.Payload
+    at: _containers.RepeatedCompositeFieldContainer[ProfilePoint]
+    def __init__(self, name: _Optional[str] = ..., device: _Optional[str] = ..., points: _Optional[int] = ..., arguments: _Optional[_Union[_payload_pb2.Payload, _Mapping]] = ..., at: _Optional[_Iterable[_Union[ProfilePoint, _Mapping]]] = ...) -> None: ...
+
+class ProfileResponse(_message.Message):
+    __slots__ = ("plan", "measured", "note", "profile_json")
+    class Plan(_message.Message):
+        __slots__ = ("points",)
+        POINTS_FIELD_NUMBER: _ClassVar[int]
+        points: _containers.RepeatedCompositeFieldContainer[ProfilePoint]
+        def __init__(self, points: _Optional[_Iterable[_Union[ProfilePoint, _Mapping]]] = ...) -> None: ...
+    class Measured(_message.Message):
+        __slots__ = ("point", "hold_ms", "response_ms", "runs", "log_spread", "mean_hold_ms")
+        POINT_FIELD_NUMBER: _ClassVar[int]
+        HOLD_MS_FIELD_NUMBER: _ClassVar[int]
+        RESPONSE_MS_FIELD_NUMBER: _ClassVar[int]
+        RUNS_FIELD_NUMBER: _ClassVar[int]
+        LOG_SPREAD_FIELD_NUMBER: _ClassVar[int]
+        MEAN_HOLD_MS_FIELD_NUMBER: _ClassVar[int]
+        point: ProfilePoint
+        hold_ms: float
+        response_ms: float
+        runs: int
+        log_spread: float
+        mean_hold_ms: float
+        def __init__(self, point: _Optional[_Union[ProfilePoint, _Mapping]] = ..., hold_ms: _Optional[float] = ..., response_ms: _Optional[float] = ..., runs: _Optional[int] = ..., log_spread: _Optional[float] = ..., mean_hold_ms: _Optional[float] = ...) -> None: ...
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_JSON_FIELD_NUMBER: _ClassVar[int]
+    plan: ProfileResponse.Plan
+    measured: ProfileResponse.Measured
+    note: str
+    profile_json: str
+    def __init__(self, plan: _Optional[_Union[ProfileResponse.Plan, _Mapping]] = ..., measured: _Optional[_Union[ProfileResponse.Measured, _Mapping]] = ..., note: _Optional[str] = ..., profile_json: _Optional[str] = ...) -> None: ...
+
+class GetProfileRequest(_message.Message):
+    __slots__ = ("name", "device")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    device: str
+    def __init__(self, name: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
+
+class GetProfileResponse(_message.Message):
+    __slots__ = ("name", "version", "profile_json")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_JSON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    profile_json: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., profile_json: _Optional[str] = ...) -> None: ...

@@ -81,6 +81,16 @@ class FunctionServiceStub:
                 request_serializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.Profile = channel.unary_stream(
+                '/hasfaas.wire.v1.FunctionService/Profile',
+                request_serializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.ProfileRequest.SerializeToString,
+                response_deserializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.ProfileResponse.FromString,
+                _registered_method=True)
+        self.GetProfile = channel.unary_unary(
+                '/hasfaas.wire.v1.FunctionService/GetProfile',
+                request_serializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.GetProfileRequest.SerializeToString,
+                response_deserializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.GetProfileResponse.FromString,
+                _registered_method=True)
 
 
 class FunctionServiceServicer:
@@ -145,6 +155,19 @@ class FunctionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Profile(self, request, context):
+        """Measures a function in a replica of its own, and keeps what was fitted to that. Leaving the stream ends the replica.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetProfile(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FunctionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -192,6 +215,16 @@ def add_FunctionServiceServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.GetStatusRequest.FromString,
                     response_serializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'Profile': grpc.unary_stream_rpc_method_handler(
+                    servicer.Profile,
+                    request_deserializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.ProfileRequest.FromString,
+                    response_serializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.ProfileResponse.SerializeToString,
+            ),
+            'GetProfile': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetProfile,
+                    request_deserializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.GetProfileRequest.FromString,
+                    response_serializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.GetProfileResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -439,6 +472,60 @@ class FunctionService:
             '/hasfaas.wire.v1.FunctionService/GetStatus',
             hasfaas_dot_wire_dot_v1_dot_functions__pb2.GetStatusRequest.SerializeToString,
             hasfaas_dot_wire_dot_v1_dot_functions__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Profile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hasfaas.wire.v1.FunctionService/Profile',
+            hasfaas_dot_wire_dot_v1_dot_functions__pb2.ProfileRequest.SerializeToString,
+            hasfaas_dot_wire_dot_v1_dot_functions__pb2.ProfileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetProfile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hasfaas.wire.v1.FunctionService/GetProfile',
+            hasfaas_dot_wire_dot_v1_dot_functions__pb2.GetProfileRequest.SerializeToString,
+            hasfaas_dot_wire_dot_v1_dot_functions__pb2.GetProfileResponse.FromString,
             options,
             channel_credentials,
             insecure,

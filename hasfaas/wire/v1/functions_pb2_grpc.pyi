@@ -47,6 +47,9 @@ class FunctionServiceStub:
     ScaleFunction: _grpc.UnaryUnaryMultiCallable[_functions_pb2.ScaleFunctionRequest, _functions_pb2.ScaleFunctionResponse]
     StreamLogs: _grpc.UnaryStreamMultiCallable[_functions_pb2.StreamLogsRequest, _functions_pb2.StreamLogsResponse]
     GetStatus: _grpc.UnaryUnaryMultiCallable[_functions_pb2.GetStatusRequest, _functions_pb2.GetStatusResponse]
+    Profile: _grpc.UnaryStreamMultiCallable[_functions_pb2.ProfileRequest, _functions_pb2.ProfileResponse]
+    """Measures a function in a replica of its own, and keeps what was fitted to that. Leaving the stream ends the replica."""
+    GetProfile: _grpc.UnaryUnaryMultiCallable[_functions_pb2.GetProfileRequest, _functions_pb2.GetProfileResponse]
 
 @_typing.type_check_only
 class FunctionServiceAsyncStub(FunctionServiceStub):
@@ -67,6 +70,9 @@ class FunctionServiceAsyncStub(FunctionServiceStub):
     ScaleFunction: _aio.UnaryUnaryMultiCallable[_functions_pb2.ScaleFunctionRequest, _functions_pb2.ScaleFunctionResponse]  # type: ignore[assignment]
     StreamLogs: _aio.UnaryStreamMultiCallable[_functions_pb2.StreamLogsRequest, _functions_pb2.StreamLogsResponse]  # type: ignore[assignment]
     GetStatus: _aio.UnaryUnaryMultiCallable[_functions_pb2.GetStatusRequest, _functions_pb2.GetStatusResponse]  # type: ignore[assignment]
+    Profile: _aio.UnaryStreamMultiCallable[_functions_pb2.ProfileRequest, _functions_pb2.ProfileResponse]  # type: ignore[assignment]
+    """Measures a function in a replica of its own, and keeps what was fitted to that. Leaving the stream ends the replica."""
+    GetProfile: _aio.UnaryUnaryMultiCallable[_functions_pb2.GetProfileRequest, _functions_pb2.GetProfileResponse]  # type: ignore[assignment]
 
 class FunctionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Deploys, calls and sizes functions. Errors are canonical gRPC codes with google.rpc details (ErrorInfo, RetryInfo)
@@ -138,5 +144,20 @@ class FunctionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _functions_pb2.GetStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_functions_pb2.GetStatusResponse, _abc.Awaitable[_functions_pb2.GetStatusResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Profile(
+        self,
+        request: _functions_pb2.ProfileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_functions_pb2.ProfileResponse], _abc.AsyncIterator[_functions_pb2.ProfileResponse]]:
+        """Measures a function in a replica of its own, and keeps what was fitted to that. Leaving the stream ends the replica."""
+
+    @_abc_1.abstractmethod
+    def GetProfile(
+        self,
+        request: _functions_pb2.GetProfileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_functions_pb2.GetProfileResponse, _abc.Awaitable[_functions_pb2.GetProfileResponse]]: ...
 
 def add_FunctionServiceServicer_to_server(servicer: FunctionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
