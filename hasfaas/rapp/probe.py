@@ -171,7 +171,7 @@ def _check_pair(one: Probe, other: Probe) -> None:
     bound = max(_TOLERATED, _BEYOND_NOISE * math.hypot(one.log_noise, other.log_noise))
     if abs(rise) <= bound:
         return
-    cure = "use a quiet machine, or more runs a point (hasfaas profile --runs)"
+    cure = "use a quiet machine, and leave out what else runs"
     if (a.batch, a.sm_percent) == (b.batch, b.sm_percent):
         raise _bad(
             f"two probes disagree: {one.hold_ms:.4g} ms at {a} and {other.hold_ms:.4g} ms at {b}; the hold does not "

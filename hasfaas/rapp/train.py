@@ -7,7 +7,6 @@ the same bytes; on another machine the numbers agree within 1e-6.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -62,7 +61,7 @@ def train(data: Path, out: Path, report: Callable[[str], None] = lambda _: None)
         coefficients.write(out, arrays, meta)
     except OSError as exc:
         raise InvalidRequestError(f"out={str(out)!r} cannot be written: {exc}", reason="BAD_PATH") from exc
-    return json.loads(json.dumps(meta | {"arrays": {key: list(value.shape) for key, value in sorted(arrays.items())}}))
+    return {**meta, "arrays": {key: list(value.shape) for key, value in sorted(arrays.items())}}
 
 
 def _parts() -> Iterator[tuple[str, Callable[[Path], Part]]]:

@@ -7,6 +7,7 @@ the graph alone. A function without a profile has none, and is told so.
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,9 +24,9 @@ from hasfaas.sdk.cli_table import UNCUT_COLUMNS, percent, print_json
 
 if TYPE_CHECKING:
     from hasfaas.executor.quota import Timing
+    from hasfaas.rapp.description import DeviceDescription
     from hasfaas.rapp.profile import Profile
     from hasfaas.rapp.surface import Surface
-    from hasfaas.rapp.zero_shot import OperatorLaw
 
 LAWS = ("mean", "worst", "idle")
 MEANINGS = {
@@ -209,37 +210,34 @@ def _unseen(
     from hasfaas.rapp.profile import Profile, ProfiledDevice
     from hasfaas.rapp.zero_shot import zero_shot_surface
 
-    law = _operator_law(device)
+    function = reference.function()
     given = arguments.parse(example, lambda: sys.stdin.buffer.read())
-    if not given.args or given.kwargs:
+    shown = given.args or function.example
+    if given.kwargs or not shown:
         raise InvalidRequestError(
             "--device needs --example for each argument of the function, without names: arrays with items along axis 0, "
-            "such as --example @image.npy",
+            "such as --example @image.npy; or give the function example=callable(batch)",
             reason="NO_EXAMPLE",
         )
-    function = reference.function()
-    forecast = zero_shot_surface(function.target, given.args, law, batches or BATCHES, sm_percents or SM_PERCENTS)
+    forecast = zero_shot_surface(
+        function.target,
+        shown,
+        _described(device),
+        batches or BATCHES,
+        sm_percents or SM_PERCENTS,
+    )
     for note in forecast.notes:
         click.echo(f"hasfaas: {note}", err=True)
     made = ProfiledDevice("described", device, device)
     return Profile(function.name, "", made, cast("Any", forecast.state), forecast.surface)
 
 
-def _operator_law(device: str) -> OperatorLaw:
-    """What operators take on a described device: its plain roofline, which nothing has trained.
-
-    Raises InvalidRequestError for a device that is not described.
-    """
+def _described(device: str) -> DeviceDescription:
+    """A GPU by its data sheet, or `cpu`: this machine, measured now. Raises InvalidRequestError for any other name."""
+    from hasfaas.rapp.cpu_description import measure_cpu
     from hasfaas.rapp.description import describe
-    from hasfaas.rapp.zero_shot import Ceilings
 
-    found = describe(device)
-    return Ceilings(
-        flops_per_s=found.fp32_flops_per_s,
-        bytes_per_s=found.bandwidth_bytes_per_s,
-        launch_ms=found.launch_s * 1e3,
-        saturation_percent=100.0 * found.saturation,
-    )
+    return measure_cpu(len(os.sched_getaffinity(0))) if device == "cpu" else describe(device)
 
 
 def prediction(

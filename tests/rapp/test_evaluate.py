@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from hasfaas.core.errors import InvalidRequestError
-from hasfaas.rapp.evaluate import TOTAL, evaluate, score_cells
-from hasfaas.rapp.launch_gated import BATCH_OF, CELL, CELLS, QUOTA_OF, SHAPE, SM_OF, LaunchGatedModel
+from hasfaas.rapp.evaluate import TOTAL, check_features, evaluate, score_cells, summary
+from hasfaas.rapp.launch_gated import BATCH_OF, CELL, CELLS, QUOTA_OF, SHAPE, SM_OF, LaunchGatedModel, cell_of
 from hasfaas.rapp.table import BATCHES, QUOTA_PERCENTS, SM_PERCENTS, LatencyTable
-from hasfaas.rapp.train_launch_gated import fit_log_ms
+from hasfaas.rapp.train_launch_gated import fit_log_ms, probe
 
 Array = np.ndarray[Any, Any]
 
@@ -65,7 +66,7 @@ def test_scores_each_model_and_all_of_them(model: LaunchGatedModel) -> None:
 
 def test_only_probes_are_seen(model: LaunchGatedModel) -> None:
     grid = synthetic(1, seed=2)[0]
-    cells = model.probe_cells(np.isfinite(grid), 16)
+    cells = np.array([cell_of(p.batch, p.sm_percent, p.quota_percent) for p in probe(model, grid)])
     scaled = grid * 2.0
     scaled.ravel()[cells] = grid.ravel()[cells]
     before, after = score_cells("x", grid, model, cells), score_cells("x", scaled, model, cells)
@@ -91,10 +92,29 @@ def test_a_table_with_gaps_is_scored_on_what_it_has(model: LaunchGatedModel) -> 
 def test_too_small_a_table_is_refused(model: LaunchGatedModel) -> None:
     grid = np.full(SHAPE, np.nan)
     grid.ravel()[:16] = 1.0
-    with pytest.raises(InvalidRequestError, match="no cell beside"):
-        evaluate(table_of({"small": grid}), model)
-    grid.ravel()[10:16] = np.nan
-    with pytest.raises(InvalidRequestError, match="are needed"):
+    with pytest.raises(InvalidRequestError, match="16 probes leave none"):
         evaluate(table_of({"small": grid}), model)
     with pytest.raises(InvalidRequestError, match="probe cell"):
         score_cells("small", grid, model, np.array([20]))
+
+
+def test_the_summary_tells_each_model_and_the_whole(model: LaunchGatedModel) -> None:
+    one, two = synthetic(2, seed=4)
+    scores = evaluate(table_of({"one": one, "two": two}), model)
+    found = summary(scores)
+    assert list(found) == ["16", "11"]
+    assert set(found["16"]["models"]) == {"one", "two"}
+    assert found["16"]["mape"] == pytest.approx(np.mean([m["mape"] for m in found["16"]["models"].values()]))
+    assert found["11"]["n"] == 2 * (CELLS - 11)
+
+
+def test_features_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "f.npz"
+    np.savez(path, one__graph=np.zeros(10), one__nodes=np.zeros((3, 38)))
+    assert check_features(path, ["one", "two"]) == {"one": True, "two": False}
+    np.savez(path, other=np.zeros(3))
+    with pytest.raises(InvalidRequestError, match="__graph"):
+        check_features(path, ["one"])
+    path.write_text("no archive")
+    with pytest.raises(InvalidRequestError, match="cannot be read"):
+        check_features(path, ["one"])

@@ -7,12 +7,15 @@ import math
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 
 from hasfaas.core.errors import InvalidRequestError
+from hasfaas.rapp.evaluate import score
 from hasfaas.rapp.launch_gated import (
     CELLS,
+    FIRST_PROBES,
     GPU,
     SHAPE,
     LaunchGatedModel,
@@ -24,7 +27,7 @@ from hasfaas.rapp.launch_gated import (
     unpack,
 )
 from hasfaas.rapp.table import BATCHES, QUOTA_PERCENTS, SM_PERCENTS, read_table
-from hasfaas.rapp.train_launch_gated import TABLE, fit_log_ms
+from hasfaas.rapp.train_launch_gated import TABLE, fit_log_ms, probe
 
 Array = np.ndarray[Any, Any]
 
@@ -55,7 +58,7 @@ def model(arrays: dict[str, Array]) -> LaunchGatedModel:
 
 
 def probes_of(model: LaunchGatedModel, truth: Array, k: int) -> list[Probe]:
-    return [Probe(*p, float(truth.ravel()[cell_of(*p)])) for p in model.probe_points(k)]
+    return list(probe(model, truth, k))
 
 
 def test_predicts_models_that_it_has_not_seen(model: LaunchGatedModel) -> None:
@@ -104,7 +107,7 @@ def test_an_odd_probe_bends_the_surface_only_a_little(model: LaunchGatedModel) -
     truth = synthetic(1, seed=6)[0]
     probes = probes_of(model, truth, 32)
     clean = model.predict(probes).latency_ms
-    odd = [*probes[:-1], Probe(*point(int(model.design[31])), probes[-1].latency_ms * 1.5)]
+    odd = [*probes[:-1], attrs.evolve(probes[-1], latency_ms=probes[-1].latency_ms * 1.5)]
     assert np.abs(model.predict(odd).latency_ms / clean - 1.0).mean() < 0.05
 
 
@@ -119,15 +122,40 @@ def test_a_shorter_design_begins_the_longer_one(model: LaunchGatedModel) -> None
 def test_a_cell_that_cannot_be_measured_gives_way_to_the_nearest(model: LaunchGatedModel) -> None:
     available = np.ones(SHAPE, bool)
     available[3] = False
-    cells = model.probe_cells(available, 16)
-    assert len(set(cells)) == 16
-    assert available.ravel()[cells].all()
+    points = model.probe_points(16, available)
+    assert len(set(points)) == 16
+    assert all(batch < 8 for batch, _, _ in points)
     free = np.ones(CELLS, bool)
     free[cell_of(8, 50, 100)] = False
     nearest = nearest_cells(np.array([cell_of(8, 50, 100)]), free)
     assert point(int(nearest[0])) in {(8, 55, 100), (8, 45, 100), (8, 50, 90)}
     with pytest.raises(InvalidRequestError, match="16 are needed"):
-        model.probe_cells(np.zeros(SHAPE, bool), 16)
+        model.probe_points(16, np.zeros(SHAPE, bool))
+
+
+def test_each_probe_is_a_new_cell_that_can_be_measured(model: LaunchGatedModel) -> None:
+    truth = synthetic(1, seed=9)[0]
+    truth[3] = np.nan
+    truth[:, :2, :9] = np.nan
+    points = [(p.batch, p.sm_percent, p.quota_percent) for p in probe(model, truth, 20)]
+    assert len(set(points)) == 20
+    assert all(np.isfinite(truth.ravel()[cell_of(*p)]) for p in points)
+
+
+def test_what_is_probed_next_depends_on_what_was_measured(model: LaunchGatedModel) -> None:
+    """Models that differ are probed differently after the common first five."""
+    chosen = [
+        tuple(p.latency_ms > 0 and (p.batch, p.sm_percent, p.quota_percent) for p in probe(model, truth, 12))
+        for truth in synthetic(4, seed=10)
+    ]
+    assert len({points[:5] for points in chosen}) == 1
+    assert len(set(chosen)) > 1
+
+
+@pytest.mark.parametrize("k", [4, 800])
+def test_a_number_of_probes_out_of_range_is_told(model: LaunchGatedModel, k: int) -> None:
+    with pytest.raises(InvalidRequestError, match=f"k={k}"):
+        model.profile(lambda _: 1.0, k)
 
 
 def bent(probes: list[Probe], case: str) -> list[Probe]:
@@ -220,20 +248,17 @@ def analytic(grid: Array) -> tuple[Array, Array]:
 def test_beats_the_analytic_law_on_measured_models_held_out(data: Path) -> None:
     table = read_table(data / TABLE)
     names = table.models()
-    held = names[::5]
+    held = names[::4]
     training = np.log(np.stack([table.grid(name) for name in names if name not in held]))
-    model = LaunchGatedModel.from_arrays(fit_log_ms(training))
+    model = LaunchGatedModel.from_arrays(fit_log_ms(training, FIRST_PROBES))
     ours: list[float] = []
     theirs: list[float] = []
     for name in held:
         grid = table.grid(name)
         baseline, cells = analytic(grid)
-        own = model.probe_cells(np.isfinite(grid), 16)
-        for errors, found, probed in (
-            (ours, model.predict_cells(own, np.log(grid.ravel()[own])).latency_ms, own),
-            (theirs, baseline, cells),
-        ):
-            tested = np.isfinite(grid).ravel()
-            tested[probed] = False
-            errors.append(float(np.abs(found.ravel() / grid.ravel() - 1.0)[tested].mean()))
+        tested = np.isfinite(grid).ravel()
+        tested[cells] = False
+        theirs.append(float(np.abs(baseline.ravel() / grid.ravel() - 1.0)[tested].mean()))
+        (score_of,) = score(name, grid, model, (16,))
+        ours.append(score_of.mape / 100.0)
     assert np.mean(ours) < 0.95 * np.mean(theirs)
