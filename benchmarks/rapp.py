@@ -64,7 +64,8 @@ def document(rows: Iterable[Row]) -> dict[str, object]:
 
 def table(rows: Iterable[Row]) -> str:
     """As text, one line a row and its note below."""
-    head = f"{'protocol':58} {'n':>7} {'MAPE %':>7} {'seeds':>13} {'median':>7} {'p90':>6} {'cover':>6} {'target':>7}  published"
+    numbers = f"{'n':>7} {'MAPE %':>7} {'seeds':>13} {'median':>7} {'p90':>6} {'cover':>6} {'target':>7}"
+    head = f"{'protocol':58} {numbers}  published"
     return "\n".join([head, *(line for row in rows for line in _lines(row))])
 
 
