@@ -40,6 +40,8 @@ Array = np.ndarray[Any, Any]
 
 BATCHING_LOSS = 0.75
 GREATEST_UTILISATION = 0.90
+# Where less than one in 200 may be late: a cluster of arrivals near 0.9 makes more than that late now and then.
+RARE, GREATEST_RARE_UTILISATION = 0.005, 0.85
 # Of a batch's time: what waiting behind the wrong replica, and for a batch to fill, costs at most.
 AHEAD_LOSS = 0.65
 FILL_LOSS = 0.25
@@ -55,11 +57,13 @@ def plain_rps(
     late_share: ArrayLike,
     *,
     dispersion: ArrayLike = 1.0,
-    greatest_utilisation: float = GREATEST_UTILISATION,
+    greatest_utilisation: ArrayLike | None = None,
 ) -> Array:
     """Capacity of `replicas` plain servers, each serving a batch in `latency_ms`. Arguments broadcast; 0: none."""
     n, b, latency, deadline = (np.asarray(v, float) for v in (replicas, batch, latency_ms, deadline_ms))
     whole = n * b / latency * 1e3
+    if greatest_utilisation is None:
+        greatest_utilisation = np.where(np.asarray(late_share) < RARE, GREATEST_RARE_UTILISATION, GREATEST_UTILISATION)
     with np.errstate(invalid="ignore", over="ignore"):
         servable = n * b * (deadline / latency - 1.0) - BATCHING_LOSS * (b - 1.0)
         some = servable > 0.0
@@ -80,7 +84,7 @@ def lane_rps(
     dispersion: ArrayLike = 1.0,
     overrun_ms: ArrayLike = 0.0,
     neighbours: ArrayLike = 0,
-    greatest_utilisation: float = GREATEST_UTILISATION,
+    greatest_utilisation: ArrayLike | None = None,
 ) -> Array:
     """Requests per second that `replicas` at `quota` of a lane can take with at most `late_share` of them late.
 
