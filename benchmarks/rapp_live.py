@@ -32,8 +32,8 @@ from hasfaas.sdk.client import Client
 TARGET_PERCENT = 8.0
 SLOWED_TARGET_PERCENT, WITHIN_BATCHES = 10.0, 50
 SLOWDOWN = 1.3
-# Not probed: probes go to powers of two, and to quotas of 30, 60 and 100 %.
-BATCHES, QUOTAS = (3, 6, 12), (80.0, 45.0, 20.0)
+# Not probed: probes go to powers of two, halfway between two, and to quotas of 30, 60 and 100 %.
+BATCHES, QUOTAS = (5, 10, 14), (80.0, 45.0, 20.0)
 SIM_SHARES = (60.0, 25.0)
 PACE_S = 0.05
 # (base, per item) in ms and the part that more SMs do not shorten, for six shapes of a latency table.
@@ -238,7 +238,8 @@ def draw(document: dict[str, Any], path: Path) -> None:
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 
     devices = [name for name in ("cpu", "sim") if name in document]
-    figure, axes = pyplot.subplots(1, len(devices) + 1, figsize=(5 * len(devices) + 5, 4.6), squeeze=False)
+    panels = len(devices) + ("slowdown" in document)
+    figure, axes = pyplot.subplots(1, panels, figsize=(5 * panels, 4.6), squeeze=False)
     for axis, name in zip(axes[0], devices, strict=False):
         found = document[name]
         for one in sorted(found["median_by_function"]):
@@ -254,7 +255,13 @@ def draw(document: dict[str, Any], path: Path) -> None:
             side.set_minor_formatter(NullFormatter())
         axis.set_title(f"{name}: median error {found['median_percent']:.1f} %, n = {found['n']}")
         axis.legend(fontsize=7)
-    slow, axis = document["slowdown"], axes[0][-1]
+    if "slowdown" in document:
+        _draw_slowdown(axes[0][-1], document["slowdown"])
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def _draw_slowdown(axis: Any, slow: dict[str, Any]) -> None:
     axis.plot([r["batches"] for r in slow["after"]], [r["error_percent"] for r in slow["after"]], "o-", ms=3)
     axis.axhline(SLOWED_TARGET_PERCENT, color="grey", lw=0.8)
     axis.axvline(WITHIN_BATCHES, color="grey", lw=0.8)
@@ -264,8 +271,6 @@ def draw(document: dict[str, Any], path: Path) -> None:
         ylim=(0, None),
     )
     axis.set_title("online correction")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
 
 
 def report(text: str) -> None:

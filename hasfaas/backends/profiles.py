@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from hasfaas.rapp.profile import Profile
 
 log = logging.getLogger("hasfaas.profiles")
+MOST_INTERRUPTED = 0.1
 QUOTAS_PERCENT = (100.0, 60.0, 30.0)
 # SM shares worth a process each; the surface itself is read at finer ones.
 SM_PERCENTS = (10.0, 20.0, 35.0, 50.0, 75.0, 100.0)
@@ -331,10 +332,11 @@ def _check(record: FunctionRecord, info: DeviceInfo, points: int, at: Sequence[P
 
 
 def batches_of(record: FunctionRecord) -> tuple[int, ...]:
-    """Batch sizes worth a probe: powers of two, and the largest; 1 without `batch=`."""
+    """Batch sizes worth a probe: powers of two, what lies halfway between two, and the largest; 1 without `batch=`."""
     most = record.spec.batch.max_size if record.spec.batch else 1
-    powers = [2**k for k in range(most.bit_length()) if 2**k <= most]
-    return tuple(sorted({*powers, most}))
+    powers = [2**k for k in range(most.bit_length())]
+    halfway = [3 * power for power in powers if 3 * power <= most]
+    return tuple(sorted({*powers, *halfway, most}))
 
 
 def shares_of(info: DeviceInfo, wanted: Iterable[float]) -> tuple[float, ...]:
@@ -357,24 +359,23 @@ def _chosen(points: int, record: FunctionRecord, info: DeviceInfo) -> list[Point
 
 
 def _surface_axes(record: FunctionRecord, info: DeviceInfo) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Where the surface is kept: between the probes too."""
-    batches = batches_of(record)
-    between = {3 * batch // 2 for batch in batches if batch >= 2 and 3 * batch // 2 < batches[-1]}
-    return tuple(sorted({*batches, *between})), shares_of(info, SURFACE_SM_PERCENTS)
+    """Where the surface is kept."""
+    return batches_of(record), shares_of(info, SURFACE_SM_PERCENTS)
 
 
 def _fitted(record: FunctionRecord, info: DeviceInfo, figures: Sequence[Figures]) -> tuple[Profile, str]:
     """The profile, and what whoever waits should know of it. Raises what the fit raises.
 
-    Two things that probes of a CPU say are no mistakes, and no surface has them: small operators run slower on more cores,
-    so shares above the best are left out; and a hold is longer at a small quota, since caches are cold after each wait, so
-    then the surface is that of the greatest quota, and the law's error says how far off the others are.
+    Three things that probes of a CPU say are no mistakes, and no surface has them: small operators run slower on more cores,
+    so shares above the best are left out; a hold is longer at a small quota, since caches are cold after each wait, so
+    then the surface is that of the greatest quota, and the law's error says how far off the others are; and a library may
+    have a better kernel for four rows than for three, so then such neighbours are given their mean.
     """
     from hasfaas.rapp import probe
     from hasfaas.rapp.profile import Profile, ProfiledDevice, law_error_percent
 
     probes = [
-        probe.Probe(probe.Point(*attrs.astuple(f.point)), f.hold_ms, f.response_ms, f.runs, f.log_spread)
+        probe.Probe(probe.Point(*attrs.astuple(f.point)), _probed_ms(f), f.response_ms, f.runs, f.log_spread)
         for f in figures
     ]
     device = ProfiledDevice(info.kind, info.device_id)
@@ -394,12 +395,20 @@ def _fitted(record: FunctionRecord, info: DeviceInfo, figures: Sequence[Figures]
                 notes.append(f"SM {worse:g} % is slower than {best:g} %: the profile goes up to {best:g} %")
                 kept = [p for p in kept if p.point.sm_percent < worse]
                 shares = tuple(share for share in shares if share <= best)
+            elif exc.reason == "NON_MONOTONE_PROBES" and (level := probe.rising(kept)) != kept:
+                notes.append(f"holds fall as the batch grows in places, neighbours there have their mean: {exc}")
+                kept = level
             else:
                 raise
         else:
             return attrs.evolve(made, probes=tuple(probes), law_error_percent=law_error_percent(probes)), "; ".join(
                 notes
             )
+
+
+def _probed_ms(figures: Figures) -> float:
+    """The mean, since that is what a lane sells; but not more than a tenth above the median: stalls are the machine's."""
+    return min(figures.mean_hold_ms, figures.hold_ms * (1.0 + MOST_INTERRUPTED))
 
 
 def _slower_on_more(probes: Sequence[Any], share: float) -> bool:

@@ -262,6 +262,8 @@ class Replica:
     calibrated_batch: int = 1
     # What the latest execution held the lane, 0 for one that failed; how many more are slower than usual.
     hold_ns: int = 0
+    # The lane time charged until the end of the last execution.
+    charged_ns: int = 0
     settling: int = gates.PROFILED_CALLS
     observed: list[tuple[int, int]] = attrs.field(factory=list)
     told_s: float = attrs.field(factory=time.monotonic)
@@ -417,15 +419,18 @@ class Replica:
         """One outcome a call, `_Failed` where it raised. A batch that raises is run again call by call: a bad
         item fails alone, and the others do not pay for it."""
         self.hold_ns = 0
+        # While the lane is kept from one execution to the next, what lies between is charged too: to the next.
+        held_ns = self.charged_ns if self.lease.held else self.lease.held_ns
         self.lease.acquire()
         self._recalibrate(len(calls) if batched else 1)
         self.calibration.begin()
-        held_ns = self.lease.held_ns
         try:
             outcomes = self.target.run_batch(calls) if batched else [self.target.run(calls[0])]
             self.stream.serve(self.config.function, len(calls), self.lease.gate)
-            self.hold_ns = self.lease.held_ns - held_ns
+            self.charged_ns = self.lease.held_ns
+            self.hold_ns = self.charged_ns - held_ns
         except BaseException as exc:
+            self.charged_ns = self.lease.held_ns
             if len(calls) > 1:
                 alone = [self._run_group([call], batched=True)[0] for call in calls]
                 self.hold_ns = 0  # that was not one execution

@@ -187,3 +187,33 @@ def _check_pair(one: Probe, other: Probe) -> None:
             f"fall as the batch grows nor rise as the SM share grows: {cure}; if it stays so, leave one of the two out",
             "NON_MONOTONE_PROBES",
         )
+
+
+def rising(probes: Sequence[Probe]) -> list[Probe]:
+    """The probes with holds that never fall as the batch grows, at each SM share: violators have their geometric mean.
+
+    For code that really is quicker at four rows than at three. Probes that do not violate stay as they are.
+    """
+    logs: dict[float, dict[int, list[float]]] = {}
+    for probe in probes:
+        by_batch = logs.setdefault(probe.point.sm_percent, {})
+        by_batch.setdefault(probe.point.batch, []).append(math.log(probe.hold_ms))
+    level = {share: _pooled(by_batch) for share, by_batch in logs.items()}
+    return [
+        attrs.evolve(probe, hold_ms=math.exp(level[probe.point.sm_percent][probe.point.batch]))
+        if probe.point.batch in level[probe.point.sm_percent]
+        else probe
+        for probe in probes
+    ]
+
+
+def _pooled(by_batch: dict[int, list[float]]) -> dict[int, float]:
+    """Adjacent violators pooled: the common log of each batch size that is in a pool of several."""
+    pools: list[tuple[list[int], float, int]] = []
+    for batch in sorted(by_batch):
+        pool = ([batch], sum(by_batch[batch]), len(by_batch[batch]))
+        while pools and pools[-1][1] / pools[-1][2] > pool[1] / pool[2]:
+            batches, total, count = pools.pop()
+            pool = (batches + pool[0], total + pool[1], count + pool[2])
+        pools.append(pool)
+    return {batch: total / count for batches, total, count in pools if len(batches) > 1 for batch in batches}

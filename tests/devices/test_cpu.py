@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -77,6 +78,22 @@ def test_torch_that_is_there_already_gets_as_many_threads_as_cores() -> None:
         "print(torch.get_num_threads(), torch.get_num_interop_threads())\n"
     )
     assert out == "1 1"
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this C library has no mallopt")
+def test_freed_memory_is_used_again_without_faulting_its_pages_anew() -> None:
+    """Forty arrays of 8 MiB one after the other: 2,048 pages each, faulted once and not forty times."""
+    out = _in_child(
+        "base.enter(part)\n"
+        "import resource\n"
+        "import numpy as np\n"
+        "np.ones(2**20).sum()\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(40):\n"
+        "    np.ones(2**20).sum()\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+    assert int(out) < 2 * 2048
 
 
 def test_its_stream_is_synchronous() -> None:

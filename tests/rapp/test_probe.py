@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hasfaas.core.errors import InvalidRequestError
-from hasfaas.rapp.probe import Point, Probe, check, choose
+from hasfaas.rapp.probe import Point, Probe, check, choose, rising
 
 BATCHES, SHARES, QUOTAS = (1, 2, 4, 8), tuple(range(5, 101, 5)), tuple(range(10, 101, 10))
 
@@ -145,3 +145,21 @@ def test_duplicates_that_disagree() -> None:
         check([probe(1, 50, 10.0), probe(1, 50, 20.0, quota=30.0)])
     assert caught.value.reason == "DISAGREEING_PROBES"
     assert "quota 30 %" in str(caught.value)
+
+
+def test_holds_that_fall_with_the_batch_are_pooled() -> None:
+    holds = {1: 3.0, 2: 5.6, 3: 7.9, 4: 5.4, 8: 9.0}
+    probes = [Probe(Point(batch, 50.0, 100.0), hold, None, 9, 0.01) for batch, hold in holds.items()]
+    level = {p.point.batch: p.hold_ms for p in rising(probes)}
+    pooled = (5.6 * 7.9 * 5.4) ** (1 / 3)
+    assert level == pytest.approx({1: 3.0, 2: pooled, 3: pooled, 4: pooled, 8: 9.0})
+    check(rising(probes))
+
+
+def test_holds_that_rise_stay_as_they_are() -> None:
+    probes = [
+        Probe(Point(batch, share, 100.0), batch * 100.0 / share, None, 9, 0.01)
+        for batch in (1, 2)
+        for share in (50.0, 100.0)
+    ]
+    assert rising(probes) == probes
