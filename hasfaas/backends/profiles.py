@@ -52,11 +52,13 @@ MOST_POINTS = 256
 # A point whose hold varies more than that from run to run is measured twice.
 NOISY_SPREAD = 0.08
 # Of one function, between two folds: more teach nothing more, and each costs a fraction of a millisecond.
-MOST_PENDING = 64
+MOST_PENDING = 256
 KEPT_OBSERVATIONS = 1_024
 # Distinct batch sizes (of those there are) from which a profile is made of served batches alone.
 FEWEST_CELLS = 3
 REFIT_EVERY_S = 5.0
+# The first fit of served batches takes 0.2 s of the process that carries the calls: when they pause, or at last anyway.
+QUIET_S, BUSY_S = 2.0, 60.0
 SAVE_EVERY_S = 10.0
 
 Key = tuple[str, str, str]
@@ -76,6 +78,17 @@ class _Known:
     dirty: bool = False
     saved_s: float = -math.inf
     tried_s: float = -math.inf
+    since_s: float = math.inf
+    latest_s: float = -math.inf
+    looked_s: float = -math.inf
+
+    def ripe(self, now_s: float) -> bool:
+        """Whether what was served may be made something of now: at once with a profile, else when calls pause."""
+        if self.profile is not None or self.text:
+            return bool(self.pending)
+        # What was looked at when calls paused is looked at again after further ones.
+        waits = self.looked_s < self.latest_s
+        return waits and (now_s - self.latest_s >= QUIET_S or now_s - max(self.since_s, self.looked_s) >= BUSY_S)
 
 
 class Profiles:
@@ -161,6 +174,8 @@ class Profiles:
         if info is None:
             return
         known = self._entry(record, info)
+        known.latest_s = time.monotonic()
+        known.since_s = min(known.since_s, known.latest_s)
         for batch, hold_ns in holds:
             known.pending.append((batch, process.sm_percent, hold_ns))
 
@@ -171,7 +186,7 @@ class Profiles:
             if current is None or current.version != key[1]:
                 del self._known[key]
                 continue
-            if known.pending and key[0] not in self._running:
+            if known.ripe(time.monotonic()) and key[0] not in self._running:
                 await self._folded(known)
             if known.dirty and time.monotonic() - known.saved_s >= SAVE_EVERY_S:
                 self._save(known)
@@ -184,6 +199,7 @@ class Profiles:
                     self._save(known)
 
     async def _folded(self, known: _Known) -> None:
+        known.looked_s = time.monotonic()
         seen = [known.pending.popleft() for _ in range(len(known.pending))]
         before = known.profile
         try:

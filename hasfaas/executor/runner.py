@@ -59,7 +59,7 @@ KEEP_LEASE_BYTES = 256 * 1024
 READERS_WAIT_S = 4.0
 # What executions held the lane is told to the gateway so often, a bounded number at a time.
 OBSERVED_EVERY_S = 1.0
-MOST_OBSERVED = 64
+MOST_OBSERVED = 8
 EXIT_BROKEN = 1
 EXIT_START_FAILED = 3
 

@@ -34,21 +34,6 @@ def state(made: Gateway) -> str:
     return made.function("live.nap").profile_state
 
 
-def call_until(made: Gateway, ms: float, wanted: str) -> int:
-    """Calls until the profile is in that state; how many calls it took."""
-    calls = 0
-
-    def look() -> bool:
-        nonlocal calls
-        for _ in range(20):
-            napping.remote(ms)
-        calls += 20
-        return state(made) == wanted
-
-    eventually(look)
-    return calls
-
-
 def hold_ms(made: Gateway) -> float:
     return Profile.from_dict(made.client.run(made.client.profile_of("live.nap"))).current().hold(1, 100.0)
 
@@ -56,7 +41,10 @@ def hold_ms(made: Gateway) -> float:
 def test_a_function_that_nobody_has_profiled_gets_a_profile_from_its_calls(made: Gateway) -> None:
     assert napping.remote(4.0) == 4.0
     assert state(made) == "unprofiled"
-    call_until(made, 4.0, "live")
+    for _ in range(60):
+        napping.remote(4.0)
+    # It is fitted when calls pause.
+    eventually(lambda: state(made) == "live")
     first_ms = hold_ms(made)
     assert 4.0 < first_ms < 8.0
     assert not made.function("live.nap").drifted
