@@ -58,7 +58,7 @@ KEPT_OBSERVATIONS = 1_024
 FEWEST_CELLS = 3
 REFIT_EVERY_S = 5.0
 # The first fit of served batches takes 0.2 s of the process that carries the calls: when they pause, or at last anyway.
-QUIET_S, BUSY_S = 2.0, 60.0
+QUIET_S, BUSY_S = 10.0, 600.0
 SAVE_EVERY_S = 10.0
 
 Key = tuple[str, str, str]
