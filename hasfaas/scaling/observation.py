@@ -1,0 +1,123 @@
+"""What a scaler sees at one instant: all functions, replicas and devices, as columns.
+
+A column is a numpy array with one entry a row; rows of `replicas` name their function and device by row number. The same
+values come from a running backend and from the simulator. Times are in seconds on the observer's clock.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import attrs
+import numpy as np
+
+from hasfaas.core.errors import InvalidRequestError
+from hasfaas.executor.quota import Timing
+from hasfaas.rapp.surface import Surface
+
+Array = np.ndarray[Any, Any]
+
+
+class Life(enum.IntEnum):
+    """Of a replica: STARTING until it can serve, DRAINING once it gets no further calls."""
+
+    STARTING = 0
+    READY = 1
+    DRAINING = 2
+
+
+@attrs.frozen(eq=False)
+class Functions:
+    """One row a function.
+
+    Counts (`arrivals`, `completed`, `late`) are those since the last observation; `late` holds what was answered after the
+    SLO, failed or was dropped. `waiting` calls queue, `in_flight` ones are at a replica. `late_share` is what the promise
+    allows (0.01 for a 99th percentile). `memory_bytes` is one replica's. `batch_max` is 1 without batching. `overhead_ms`
+    is what of a latency lies outside the lane. `surfaces` holds None for a function that nobody has profiled. `by_hand`
+    marks those that an operator has sized: a scaler leaves them alone. `devices` [function, device] says which device a
+    function may use.
+    """
+
+    names: tuple[str, ...]
+    slo_ms: Array
+    late_share: Array
+    arrivals: Array
+    completed: Array
+    late: Array
+    waiting: Array
+    in_flight: Array
+    min_replicas: Array
+    max_replicas: Array
+    memory_bytes: Array
+    batch_max: Array
+    cold_start_s: Array
+    overhead_ms: Array
+    by_hand: Array
+    devices: Array
+    surfaces: tuple[Surface | None, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@attrs.frozen(eq=False)
+class Replicas:
+    """One row a replica. `life` holds `Life` numbers; `batch` is the greatest batch that the router may send it; `since_s`
+    is when it was asked for. `used_s` is the device time that it has held since the last observation."""
+
+    ids: tuple[str, ...]
+    function: Array
+    device: Array
+    lane: Array
+    sm_percent: Array
+    quota_percent: Array
+    batch: Array
+    life: Array
+    since_s: Array
+    in_flight: Array
+    used_s: Array
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@attrs.frozen(eq=False)
+class Devices:
+    """One row a device: its units (SMs, cores) and memory."""
+
+    ids: tuple[str, ...]
+    units: Array
+    memory_bytes: Array
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@attrs.frozen(eq=False)
+class Observation:
+    """Everything at `now_s`, `interval_s` after the last one. Raises InvalidRequestError (BAD_OBSERVATION) for columns of
+    the wrong length and for rows that name what does not exist."""
+
+    now_s: float
+    interval_s: float
+    functions: Functions
+    replicas: Replicas
+    devices: Devices
+    timing: Timing = Timing()
+
+    def __attrs_post_init__(self) -> None:
+        for table in (self.functions, self.replicas, self.devices):
+            for field, column in attrs.asdict(table, recurse=False).items():
+                if len(column) != len(table):
+                    raise _bad(f"{type(table).__name__}.{field} has {len(column)} rows, it needs {len(table)}")
+        if self.functions.devices.shape != (len(self.functions), len(self.devices)):
+            raise _bad(f"Functions.devices has the shape {self.functions.devices.shape}, it needs functions x devices")
+        for column, most in (("function", len(self.functions)), ("device", len(self.devices))):
+            rows = getattr(self.replicas, column)
+            if len(rows) and not (0 <= rows.min() and rows.max() < most):
+                raise _bad(f"Replicas.{column} names row {rows.max()}, there are {most}")
+
+
+def _bad(message: str) -> InvalidRequestError:
+    return InvalidRequestError(message, reason="BAD_OBSERVATION")
