@@ -24,6 +24,13 @@ class Wait:
     delay_s: float | None = None
 
 
+def capped(batch: Batch | None, most: int | None) -> Batch | None:
+    """The function's batching, with at most `most` calls in one execution (None: its own greatest)."""
+    if batch is None or most is None or most >= batch.max_size:
+        return batch
+    return attrs.evolve(batch, max_size=most)
+
+
 def decide(
     queued: int, oldest_wait_s: float, batch: Batch | None, executions: int, *, streams: bool = False
 ) -> Send | Wait:

@@ -25,7 +25,7 @@ from hasfaas.core.errors import (
     OverloadedError,
     UnavailableError,
 )
-from hasfaas.core.spec import FunctionSpec
+from hasfaas.core.spec import Batch, FunctionSpec
 from hasfaas.serving import batching, policies
 from hasfaas.serving.channel import ReplicaChannel
 from hasfaas.serving.ports import Demand, Sink
@@ -79,6 +79,9 @@ class _Replica:
     channel: ReplicaChannel
     quota_percent: float
     used_s: float
+    # The greatest batch that a scaler lets it have; None leaves it to the function's own.
+    batch_max: int | None = None
+    began_s: float = 0.0
     executions: list[set[int]] = attrs.field(factory=list)
     draining: bool = False
     idle: asyncio.Event = attrs.field(factory=asyncio.Event)
@@ -203,14 +206,21 @@ class Router:
 
     # -- replicas ----------------------------------------------------------------------------------------------------
 
-    def attach(self, name: str, replica_id: str, channel: ReplicaChannel, quota_percent: float) -> None:
-        """A replica is ready to serve."""
+    def attach(
+        self,
+        name: str,
+        replica_id: str,
+        channel: ReplicaChannel,
+        quota_percent: float,
+        batch_max: int | None = None,
+    ) -> None:
+        """A replica is ready to serve, in batches of up to `batch_max` (None: the function's own greatest)."""
         function = self._functions.get(name)
         if function is None:
             channel.shutdown()
             return
         assert replica_id not in self._homes, f"replica {replica_id} is attached already"
-        function.replicas[replica_id] = _Replica(replica_id, channel, quota_percent, self._now_s())
+        function.replicas[replica_id] = _Replica(replica_id, channel, quota_percent, self._now_s(), batch_max)
         self._homes[replica_id] = function
         self.pump(name)
 
@@ -219,6 +229,13 @@ class Router:
         replica = self._replica(replica_id)
         if replica is not None:
             replica.quota_percent = quota_percent
+            self.pump(self._homes[replica_id].name)
+
+    def rebatch(self, replica_id: str, batch_max: int | None) -> None:
+        """A replica's greatest batch has changed, from its next execution on."""
+        replica = self._replica(replica_id)
+        if replica is not None:
+            replica.batch_max = batch_max
             self.pump(self._homes[replica_id].name)
 
     def hold(self, replica_id: str) -> None:
@@ -313,15 +330,16 @@ class Router:
                 self._demand(name)
                 return
             most = 1 if function.streams else batching.PIPELINE_DEPTH
-            loads = [policies.ReplicaLoad(len(r.executions), r.quota_percent) for r in replicas]
+            loads = [policies.ReplicaLoad(len(r.executions), r.quota_percent, r.began_s) for r in replicas]
             chosen = policies.pick(loads, most=most)
             if chosen is None:
                 return
             replica = replicas[chosen]
+            batch = batching.capped(function.spec.batch, replica.batch_max)
             match batching.decide(
                 function.waiting,
-                self._oldest_wait_s(function),
-                function.spec.batch,
+                self._oldest_wait_s(function, batch),
+                batch,
                 len(replica.executions),
                 streams=function.streams,
             ):
@@ -340,6 +358,8 @@ class Router:
         for call in calls:
             call.replica = replica
             call.attempts += 1
+        if not replica.executions:
+            replica.began_s = self._now_s()
         replica.executions.append({call.call_id for call in calls})
         replica.idle.clear()
         replica.channel.execute([(call.call_id, call.arguments) for call in calls])
@@ -361,10 +381,9 @@ class Router:
             self._queued_bytes -= call.arguments.nbytes
             yield call
 
-    def _oldest_wait_s(self, function: _Function) -> float:
+    def _oldest_wait_s(self, function: _Function, batch: Batch | None) -> float:
         """How long the longest waiting call has waited, as far as that matters: the heap is in order of urgency, so all of
         it is looked at, but only while a batch is incomplete."""
-        batch = function.spec.batch
         if batch is None or batch.max_wait_ms == 0.0 or function.waiting >= batch.max_size:
             return 0.0
         now_s = self._now_s()
@@ -437,7 +456,10 @@ class Router:
         if replica is not None:
             for batch in replica.executions:
                 batch.discard(call_id)
-            replica.executions = [batch for batch in replica.executions if batch]
+            left = [batch for batch in replica.executions if batch]
+            if len(left) < len(replica.executions):
+                replica.began_s = self._now_s()
+            replica.executions = left
             if not replica.executions:
                 replica.used_s = self._now_s()
                 replica.idle.set()
