@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import attrs
 
 from hasfaas.core.errors import InvalidRequestError
 
 PPM_PER_PERCENT = 10_000
+MAX_LANES = 8
+"""Lanes that one device can have."""
+
+
+def granted_units(units: int, sm_percent: float) -> int:
+    """Whole units (SMs, cores) of a device of `units` for a share, rounded up, as MPS rounds to its chunks. At least one."""
+    return max(1, math.ceil(units * sm_percent / 100.0 - 1e-9))
 
 
 def _percent(name: str, value: float, *, low: float) -> None:

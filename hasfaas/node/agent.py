@@ -16,7 +16,7 @@ from pathlib import Path
 
 import attrs
 
-from hasfaas.core.allocation import PPM_PER_PERCENT, Usage
+from hasfaas.core.allocation import MAX_LANES, PPM_PER_PERCENT, Usage
 from hasfaas.core.errors import NotFoundError, PlacementError
 from hasfaas.devices.base import DeviceInfo, DeviceSlice
 from hasfaas.executor.config import ReplicaConfig
@@ -111,7 +111,7 @@ class NodeAgent:
         for device_id in self.devices:
             self._tables[device_id] = TokenTable.create(
                 _table_path(device_id),
-                lanes=seating.MAX_LANES,
+                lanes=MAX_LANES,
                 slots=SLOTS,
                 window_ns=self._window_ns,
                 quantum_ns=self._quantum_ns,

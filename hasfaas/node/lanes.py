@@ -12,10 +12,11 @@ from collections.abc import Iterable, Sequence
 
 import attrs
 
+from hasfaas.core import allocation
+from hasfaas.core.allocation import MAX_LANES
 from hasfaas.core.errors import PlacementError
 from hasfaas.devices.base import DeviceInfo
 
-MAX_LANES = 8
 # A replica that nobody sized keeps at least this much, so that a pinned neighbour cannot starve it silently.
 LEAST_AUTO_QUOTA_PERCENT = 1.0
 
@@ -71,7 +72,7 @@ class Placement:
 
 def granted_units(device: DeviceInfo, sm_percent: float) -> int:
     """Whole units for a share, rounded up, as MPS rounds to its chunks. At least one."""
-    return max(1, math.ceil(len(device.units) * sm_percent / 100.0 - 1e-9))
+    return allocation.granted_units(len(device.units), sm_percent)
 
 
 def share(seats: Iterable[Seat]) -> tuple[Seat, ...] | None:

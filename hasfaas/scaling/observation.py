@@ -115,7 +115,7 @@ class Observation:
             raise _bad(f"Functions.devices has the shape {self.functions.devices.shape}, it needs functions x devices")
         for column, most in (("function", len(self.functions)), ("device", len(self.devices))):
             rows = getattr(self.replicas, column)
-            if len(rows) and not (0 <= rows.min() and rows.max() < most):
+            if len(rows) and not (rows.min() >= 0 and rows.max() < most):
                 raise _bad(f"Replicas.{column} names row {rows.max()}, there are {most}")
 
 

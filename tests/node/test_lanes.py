@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hasfaas.core.allocation import MAX_LANES
 from hasfaas.core.errors import PlacementError
 from hasfaas.devices.base import DeviceInfo
 from hasfaas.node import lanes
-from hasfaas.node.lanes import LEAST_AUTO_QUOTA_PERCENT, MAX_LANES, Lane, Placement, Seat, Want
+from hasfaas.node.lanes import LEAST_AUTO_QUOTA_PERCENT, Lane, Placement, Seat, Want
 
 GIB = 2**30
 SMALL = Want(memory_bytes=GIB)
