@@ -104,7 +104,7 @@ class Observation:
     functions: Functions
     replicas: Replicas
     devices: Devices
-    timing: Timing = Timing()
+    timing: Timing = attrs.field(factory=Timing)
 
     def __attrs_post_init__(self) -> None:
         for table in (self.functions, self.replicas, self.devices):

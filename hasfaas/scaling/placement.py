@@ -15,13 +15,13 @@ from hasfaas.scaling.observation import Array, Observation
 _ROUNDING = 1e-6
 
 
-@attrs.define
+@attrs.frozen
 class Lane:
-    """One lane as the book knows it: its units, and what its replicas are promised. Quotas in percent."""
+    """One lane as the book knows it: its units, and what its replicas are promised."""
 
     units: int
-    quota_percent: float = 0.0
-    replicas: int = 0
+    quota_percent: float
+    replicas: int
 
 
 @attrs.frozen
@@ -34,38 +34,52 @@ class Spot:
     left_percent: float
 
 
-@attrs.define
+@attrs.define(eq=False)
 class Book:
-    """What is taken. `free_units` and `free_bytes` have one entry a device."""
+    """What is taken. `units`, `free_units` and `free_bytes` are [device]; `lane_units` (0: no such lane), `lane_quota_percent` and
+    `lane_replicas` are [device, lane]."""
 
     units: Array
     free_units: Array
     free_bytes: Array
-    lanes: dict[tuple[int, int], Lane]
+    lane_units: Array
+    lane_quota_percent: Array
+    lane_replicas: Array
 
     @classmethod
     def of(cls, observation: Observation) -> Book:
         """The book at one observation: replicas that start or drain hold their places too."""
         devices, replicas, functions = observation.devices, observation.replicas, observation.functions
         units = np.asarray(devices.units, int)
-        book = cls(units, units.copy(), np.asarray(devices.memory_bytes, float).copy(), {})
-        rows = zip(
-            replicas.device.tolist(),
-            replicas.lane.tolist(),
-            replicas.sm_percent.tolist(),
-            replicas.quota_percent.tolist(),
-            functions.memory_bytes[replicas.function].tolist(),
-            strict=True,
-        )
-        for device, lane, sm_percent, quota_percent, memory_bytes in rows:
-            book.take(
-                Spot(device, lane, (device, lane) not in book.lanes, 0.0), sm_percent, quota_percent, memory_bytes
-            )
-        return book
+        count = len(units)
+        lane_units = np.zeros((count, MAX_LANES), int)
+        quota, seats = np.zeros((count, MAX_LANES)), np.zeros((count, MAX_LANES), int)
+        where = (replicas.device, replicas.lane)
+        granted = np.ceil(units[replicas.device] * replicas.sm_percent / 100.0 - 1e-9).astype(int)
+        np.maximum.at(lane_units, where, np.maximum(granted, 1))
+        np.add.at(quota, where, replicas.quota_percent)
+        np.add.at(seats, where, 1)
+        taken = np.bincount(replicas.device, functions.memory_bytes[replicas.function], minlength=count)
+        free_bytes = np.asarray(devices.memory_bytes, float) - taken
+        return cls(units, units - lane_units.sum(axis=1), free_bytes, lane_units, quota, seats)
 
     def free_percent(self, device: int, lane: int) -> float:
         """Quota that a lane still has to give."""
-        return max(0.0, 100.0 - self.lanes[device, lane].quota_percent)
+        return max(0.0, 100.0 - float(self.lane_quota_percent[device, lane]))
+
+    @property
+    def lanes(self) -> dict[tuple[int, int], Lane]:
+        """All lanes, by device and number. For those who look at few."""
+        return {
+            (int(d), int(n)): Lane(
+                int(self.lane_units[d, n]), float(self.lane_quota_percent[d, n]), int(self.lane_replicas[d, n])
+            )
+            for d, n in zip(*np.nonzero(self.lane_units), strict=True)
+        }
+
+    def used(self) -> Array:
+        """[device] whether anybody has a place there."""
+        return np.asarray(self.lane_units.any(axis=1))
 
     def spot(
         self,
@@ -80,59 +94,55 @@ class Book:
         """The best room for a replica, None where there is none.
 
         Fullest first, so that little is left in pieces: of the lanes with this share the one that it fills most; else a new
-        lane on the device in use that has the fewest units left; else an empty device. `devices` [device] masks those allowed, `alone`
-        wants a lane of its own, `most_lanes` bounds the lanes of a device.
+        lane on the device in use that has the fewest units left; else an empty device. `devices` [device] masks those
+        allowed, `alone` wants a lane of its own, `most_lanes` bounds the lanes of a device.
         """
-        best: tuple[tuple[float, ...], Spot] | None = None
-        open_devices = range(len(self.units)) if devices is None else np.flatnonzero(devices).tolist()
-        for device in open_devices:
-            if self.free_bytes[device] < memory_bytes:
-                continue
-            asked = granted_units(int(self.units[device]), sm_percent)
-            mine = {lane: value for (d, lane), value in self.lanes.items() if d == device}
-            for lane, value in mine.items():
-                left = 100.0 - value.quota_percent - quota_percent
-                if not alone and value.units == asked and left >= -_ROUNDING:
-                    best = _better(best, (0.0, left, self.free_bytes[device], device), Spot(device, lane, False, left))
-            if len(mine) < most_lanes and self.free_units[device] >= asked and quota_percent <= 100.0 + _ROUNDING:
-                lane = next(number for number in range(MAX_LANES) if number not in mine)
-                order = (1.0 if mine else 2.0, self.free_units[device] - asked, self.free_bytes[device], device)
-                best = _better(best, order, Spot(device, lane, True, 100.0 - quota_percent))
-        return None if best is None else best[1]
+        asked = np.maximum(1, np.ceil(self.units * sm_percent / 100.0 - 1e-9).astype(int))
+        fits = self.free_bytes >= memory_bytes
+        if devices is not None:
+            fits = fits & devices.astype(bool)
+        if not alone:
+            left = 100.0 - self.lane_quota_percent - quota_percent
+            shared = fits[:, None] & (self.lane_units == asked[:, None]) & (left >= -_ROUNDING)
+            if shared.any():
+                device, lane = divmod(int(np.where(shared, left, np.inf).argmin()), left.shape[1])
+                return Spot(device, lane, False, float(left[device, lane]))
+        lanes = (self.lane_units > 0).sum(axis=1)
+        fits = fits & (lanes < most_lanes) & (self.free_units >= asked)
+        if not fits.any() or quota_percent > 100.0 + _ROUNDING:
+            return None
+        # An empty device comes after all that are in use.
+        order = (self.free_units - asked) + np.where(lanes > 0, 0, self.units.max() + 1)
+        device = int(np.where(fits, order, np.iinfo(int).max).argmin())
+        return Spot(device, int((self.lane_units[device] == 0).argmax()), True, 100.0 - quota_percent)
 
     def take(self, spot: Spot, sm_percent: float, quota_percent: float, memory_bytes: float) -> None:
         """Seats a replica there."""
-        key = (spot.device, spot.lane)
-        if key not in self.lanes:
-            self.lanes[key] = Lane(granted_units(int(self.units[spot.device]), sm_percent))
-            self.free_units[spot.device] -= self.lanes[key].units
-        self.lanes[key].quota_percent += quota_percent
-        self.lanes[key].replicas += 1
+        at = (spot.device, spot.lane)
+        if self.lane_units[at] == 0:
+            self.lane_units[at] = granted_units(int(self.units[spot.device]), sm_percent)
+            self.free_units[spot.device] -= self.lane_units[at]
+        self.lane_quota_percent[at] += quota_percent
+        self.lane_replicas[at] += 1
         self.free_bytes[spot.device] -= memory_bytes
 
     def leave(self, device: int, lane: int, quota_percent: float, memory_bytes: float) -> None:
         """A replica has gone; a lane without replicas goes too."""
-        value = self.lanes[device, lane]
-        value.quota_percent -= quota_percent
-        value.replicas -= 1
+        at = (device, lane)
+        self.lane_quota_percent[at] -= quota_percent
+        self.lane_replicas[at] -= 1
         self.free_bytes[device] += memory_bytes
-        if value.replicas == 0:
-            self.free_units[device] += value.units
-            del self.lanes[device, lane]
+        if self.lane_replicas[at] == 0:
+            self.free_units[device] += self.lane_units[at]
+            self.lane_units[at], self.lane_quota_percent[at] = 0, 0.0
 
     def resize(self, device: int, lane: int, old_percent: float, new_percent: float) -> float:
         """Changes one quota of a lane, as far as the lane has room; the quota that it then is."""
-        value = self.lanes[device, lane]
-        granted = min(new_percent, 100.0 - (value.quota_percent - old_percent))
-        value.quota_percent += granted - old_percent
+        others = float(self.lane_quota_percent[device, lane]) - old_percent
+        granted = min(new_percent, 100.0 - others)
+        self.lane_quota_percent[device, lane] = others + granted
         return granted
 
     def sm_percent(self, device: int, lane: int) -> float:
         """The share that a lane really has: whole units."""
-        return 100.0 * self.lanes[device, lane].units / float(self.units[device])
-
-
-def _better(
-    best: tuple[tuple[float, ...], Spot] | None, order: tuple[float, ...], spot: Spot
-) -> tuple[tuple[float, ...], Spot]:
-    return (order, spot) if best is None or order < best[0] else best
+        return 100.0 * float(self.lane_units[device, lane]) / float(self.units[device])

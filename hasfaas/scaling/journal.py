@@ -1,0 +1,320 @@
+"""Observations and decisions as JSON, one line each, and the replay that must come to the same decisions.
+
+A log is a row of lines, each an object with its `kind`:
+
+    begin     the form of the log, the policy's name and its settings: a policy that remembers nothing starts here
+    surface   a surface that the lines below name by its `id`; written when it is first used
+    prime     an observation of the log before, shown to the policy so that it knows the latest load; not a decision
+    tick      an observation, what was decided, and which actions came to nothing
+
+JSON keeps every number to the last bit, so that equal decisions are equal as text. Numbers that JSON lacks are written as
+text: "inf", "-inf", "nan". Nothing here opens a file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+
+from hasfaas.core.errors import InvalidRequestError
+from hasfaas.executor.quota import Timing
+from hasfaas.rapp.surface import Surface
+from hasfaas.scaling.decision import Action, AddReplica, Decision, DrainReplica, Rebatch, Resize
+from hasfaas.scaling.observation import Devices, Functions, Observation, Replicas
+from hasfaas.scaling.policy import Policy
+
+Array = np.ndarray[Any, Any]
+FORM = 1
+ACTIONS: Mapping[str, type[Action]] = {
+    "resize": Resize,
+    "rebatch": Rebatch,
+    "add": AddReplica,
+    "drain": DrainReplica,
+}
+_NAMES = {cls: name for name, cls in ACTIONS.items()}
+# Columns that hold whole numbers or truth values; all others hold floats. An empty list does not tell.
+WHOLE = frozenset(
+    "arrivals completed late waiting in_flight min_replicas max_replicas memory_bytes batch_max "  # noqa: SIM905
+    "function device lane batch life units".split()
+)
+TRUTH = frozenset({"by_hand", "devices"})
+_TEXT_COLUMNS = frozenset({"names", "ids", "surfaces"})
+
+
+def column(name: str, values: Any) -> Array:
+    """A column of an observation with the type that a log gives it back with."""
+    kind: type = np.int64 if name in WHOLE else np.bool_ if name in TRUTH else np.float64
+    return np.array(values, kind)
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------------
+
+
+@attrs.define(eq=False)
+class Scribe:
+    """Makes the lines of one log. It remembers which surfaces the log has."""
+
+    policy: str
+    settings: Mapping[str, Any]
+    _numbers: dict[str, tuple[Surface, int]] = attrs.field(factory=dict)
+    _count: int = 0
+
+    def begin(self) -> str:
+        """The first line."""
+        return _line({"kind": "begin", "form": FORM, "policy": self.policy, "settings": dict(self.settings)})
+
+    def prime(self, observation: Observation) -> Iterator[str]:
+        """The lines of an observation that was shown to the policy only so that it knows the load."""
+        yield from self._new_surfaces(observation.functions)
+        yield _line({"kind": "prime", "observation": self._observation(observation)})
+
+    def tick(
+        self, observation: Observation, decision: Decision, refused: Mapping[int, str] | None = None
+    ) -> Iterator[str]:
+        """The lines of one decision. `refused` says of actions, by their number, why they came to nothing."""
+        yield from self._new_surfaces(observation.functions)
+        entry = {
+            "kind": "tick",
+            "observation": self._observation(observation),
+            "decision": decision_to_dict(decision),
+            "refused": {str(number): why for number, why in (refused or {}).items()},
+        }
+        yield _line(entry)
+
+    def _new_surfaces(self, functions: Functions) -> Iterator[str]:
+        for name, surface in zip(functions.names, functions.surfaces, strict=True):
+            if surface is None:
+                self._numbers.pop(name, None)
+            elif name not in self._numbers or self._numbers[name][0] is not surface:
+                self._count += 1
+                self._numbers[name] = (surface, self._count)
+                yield _line({"kind": "surface", "id": self._count, "surface": surface.to_dict()})
+
+    def _observation(self, observation: Observation) -> dict[str, Any]:
+        functions = _table(observation.functions)
+        functions["surfaces"] = [
+            None if surface is None else self._numbers[name][1]
+            for name, surface in zip(observation.functions.names, observation.functions.surfaces, strict=True)
+        ]
+        return {
+            "now_s": observation.now_s,
+            "interval_s": observation.interval_s,
+            "functions": functions,
+            "replicas": _table(observation.replicas),
+            "devices": _table(observation.devices),
+            "timing": attrs.asdict(observation.timing),
+        }
+
+
+def _table(table: Functions | Replicas | Devices) -> dict[str, Any]:
+    return {
+        field: list(values) if field in _TEXT_COLUMNS else _plain(values)
+        for field, values in attrs.asdict(table, recurse=False).items()
+    }
+
+
+def decision_to_dict(decision: Decision) -> dict[str, Any]:
+    """Plain values; `decision_from_dict` gives an equal decision back."""
+    return {
+        "actions": [{"do": _NAMES[type(action)], **attrs.asdict(action)} for action in decision.actions],
+        "reason": decision.reason,
+        "next_tick_s": decision.next_tick_s,
+        "diagnostics": {name: _plain(np.asarray(values)) for name, values in decision.diagnostics.items()},
+    }
+
+
+def _plain(values: Array) -> Any:
+    """An array as lists, with words for the numbers that JSON lacks."""
+    found = np.asarray(values).tolist()
+    if np.asarray(values).dtype.kind == "f" and not np.all(np.isfinite(values)):
+        return _worded(found)
+    return found
+
+
+def _worded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_worded(each) for each in value]
+    return value if math.isfinite(value) else str(value)
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    return json.dumps(entry, allow_nan=False, separators=(",", ":"), default=_scalar)
+
+
+def _scalar(value: Any) -> Any:
+    """A numpy number as Python's own."""
+    return value.item()
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Begin:
+    """A log starts: which policy, with which settings."""
+
+    policy: str
+    settings: Mapping[str, Any]
+
+
+@attrs.frozen(eq=False)
+class Prime:
+    """An observation that was shown to the policy, of which no decision was kept."""
+
+    observation: Observation
+
+
+@attrs.frozen(eq=False)
+class Tick:
+    """One decision with what it was made of, and the actions that came to nothing."""
+
+    observation: Observation
+    decision: Decision
+    refused: Mapping[int, str]
+
+
+def read(lines: Iterable[str], origin: str = "the log") -> Iterator[tuple[int, Begin | Prime | Tick]]:
+    """(line number, entry) for each line but those of surfaces. Raises InvalidRequestError (BAD_LOG) with the line's number
+    for what is not JSON, is of another form, lacks a key, or names a surface that was not given."""
+    surfaces: dict[int, Surface] = {}
+    begun = False
+    for number, text in enumerate(lines, 1):
+        where = f"{origin}, line {number}"
+        if not text.strip():
+            continue
+        entry = _parsed(text, where)
+        kind = entry.get("kind")
+        if kind != "begin" and not begun:
+            raise _bad(f"{where}: a log starts with a line of the kind begin, this is {kind!r}; give the whole file")
+        try:
+            match kind:
+                case "begin":
+                    begun = True
+                    yield number, _begin(entry, where)
+                case "surface":
+                    surfaces[int(entry["id"])] = Surface.from_dict(entry["surface"])
+                case "prime":
+                    yield number, Prime(_observation(entry["observation"], surfaces))
+                case "tick":
+                    refused = {int(index): str(why) for index, why in entry["refused"].items()}
+                    observation = _observation(entry["observation"], surfaces)
+                    yield number, Tick(observation, decision_from_dict(entry["decision"]), refused)
+                case _:
+                    raise _bad(f"{where}: kind={kind!r} is unknown; known: begin, surface, prime, tick")
+        except KeyError as exc:
+            raise _bad(f"{where}: a {kind} line lacks {exc}; the log is damaged there") from exc
+        except (TypeError, ValueError, AttributeError) as exc:
+            if isinstance(exc, InvalidRequestError) and str(exc).startswith(origin):
+                raise
+            raise _bad(f"{where}: this {kind} line cannot be read: {exc}") from exc
+
+
+def _parsed(text: str, where: str) -> dict[str, Any]:
+    try:
+        entry = json.loads(text)
+    except ValueError as exc:
+        raise _bad(f"{where} is not JSON ({exc}); a line cut short is the mark of a gateway that was killed") from exc
+    if not isinstance(entry, dict):
+        raise _bad(f"{where} is not an object but {type(entry).__name__}: this is no decision log")
+    return entry
+
+
+def _begin(entry: Mapping[str, Any], where: str) -> Begin:
+    if entry["form"] != FORM:
+        raise _bad(f"{where}: the log has the form {entry['form']!r}, this version reads {FORM}")
+    return Begin(str(entry["policy"]), dict(entry["settings"]))
+
+
+def _observation(data: Mapping[str, Any], surfaces: Mapping[int, Surface]) -> Observation:
+    functions = dict(data["functions"])
+    names = tuple(functions["names"])
+    functions["surfaces"] = tuple(None if number is None else surfaces[number] for number in functions["surfaces"])
+    # Without devices, JSON cannot tell a table of so many empty rows from an empty one.
+    functions["devices"] = column("devices", functions["devices"]).reshape(len(names), len(data["devices"]["ids"]))
+    return Observation(
+        now_s=float(data["now_s"]),
+        interval_s=float(data["interval_s"]),
+        functions=Functions(**_columns(functions)),
+        replicas=Replicas(**_columns(data["replicas"])),
+        devices=Devices(**_columns(data["devices"])),
+        timing=Timing(**data["timing"]),
+    )
+
+
+def _columns(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(v) if name in _TEXT_COLUMNS else column(name, v) for name, v in table.items()}
+
+
+def decision_from_dict(data: Mapping[str, Any]) -> Decision:
+    """From `decision_to_dict`. KeyError, TypeError and ValueError for what is none."""
+    actions = []
+    for each in data["actions"]:
+        options = dict(each)
+        actions.append(ACTIONS[options.pop("do")](**options))
+    diagnostics = {name: np.array(_numbers(values)) for name, values in data["diagnostics"].items()}
+    return Decision(tuple(actions), str(data["reason"]), float(data["next_tick_s"]), diagnostics)
+
+
+def _numbers(values: Any) -> Any:
+    if isinstance(values, list):
+        return [_numbers(each) for each in values]
+    return float(values) if values in ("inf", "-inf", "nan") else values
+
+
+def _bad(message: str) -> InvalidRequestError:
+    return InvalidRequestError(message, reason="BAD_LOG")
+
+
+# -- replay -----------------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Difference:
+    """Where a fresh policy decided otherwise: the line, and both decisions as plain values."""
+
+    line: int
+    logged: Mapping[str, Any]
+    replayed: Mapping[str, Any]
+
+
+@attrs.frozen
+class Replayed:
+    """How many decisions were the same, up to the first that was not."""
+
+    agree: int
+    actions: int
+    difference: Difference | None = None
+
+
+def replay(lines: Iterable[str], make_policy: Callable[[Begin], Policy], origin: str = "the log") -> Replayed:
+    """Shows a log to a fresh policy and compares every decision, to the last bit. Raises InvalidRequestError as `read`."""
+    policy: Policy | None = None
+    agree = actions = 0
+    for number, entry in read(lines, origin):
+        if isinstance(entry, Begin):
+            policy = make_policy(entry)
+            continue
+        assert policy is not None, "read begins with a begin line"
+        decision = policy.decide(entry.observation)
+        if isinstance(entry, Prime):
+            continue
+        logged, replayed = decision_to_dict(entry.decision), decision_to_dict(decision)
+        if _line(logged) != _line(replayed):
+            return Replayed(agree, actions, Difference(number, logged, replayed))
+        agree += 1
+        actions += len(decision.actions)
+    return Replayed(agree, actions)
+
+
+def changes(difference: Difference) -> Sequence[str]:
+    """The keys in which the two decisions differ."""
+    return [
+        key
+        for key, value in difference.logged.items()
+        if _line({key: value}) != _line({key: difference.replayed.get(key)})
+    ]

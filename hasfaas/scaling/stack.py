@@ -1,0 +1,86 @@
+"""The frontiers of all functions in one block, so that a tick reads them with a few array look-ups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+import numpy as np
+
+from hasfaas.scaling.frontier import PEAKS, QUOTA_PERCENTS, RATES_RPS, REPLICAS, Frontier
+from hasfaas.scaling.observation import Array
+
+QUOTAS = np.asarray(QUOTA_PERCENTS, float)
+COUNTS = np.asarray(REPLICAS)
+_ROW_OF = np.maximum(np.searchsorted(COUNTS, np.arange(COUNTS[-1] + 1), side="right") - 1, 0)
+
+
+def count_rows(replicas: Array) -> Array:
+    """The row of the greatest known number of replicas that is not above each of these."""
+    return np.asarray(_ROW_OF[np.clip(replicas, 0, COUNTS[-1])])
+
+
+def quota_rows(quota_percent: Array) -> Array:
+    """The row of the greatest quota of the grid that is not above each of these."""
+    return np.maximum(np.searchsorted(QUOTAS, quota_percent + 1e-6, side="right") - 1, 0)
+
+
+@attrs.frozen(eq=False)
+class Stack:
+    """`kind` [function] is the row of a function's frontier in the other columns, -1 where it has none.
+
+    `rps` and `batch` are [kind, replicas, sm, quota], `best` is [kind, peak, rate], `sm_percents` [kind, sm] (0 where a frontier
+    has fewer shares than others: nothing is carried there).
+    """
+
+    kind: Array
+    rps: Array
+    batch: Array
+    best: Array
+    sm_percents: Array
+
+    @classmethod
+    def of(cls, kind: Array, frontiers: Sequence[Frontier]) -> Stack:
+        """Piles frontiers up; those with fewer SM shares are padded."""
+        most = max((len(f.sm_percents) for f in frontiers), default=1)
+        count = max(1, len(frontiers))
+        rps = np.zeros((count, len(COUNTS), most, len(QUOTAS)))
+        batch = np.ones((count, len(COUNTS), most, len(QUOTAS)), np.int32)
+        shares = np.zeros((count, most))
+        best = np.full((count, len(PEAKS), len(RATES_RPS)), -1, np.int64)
+        for row, frontier in enumerate(frontiers):
+            wide = len(frontier.sm_percents)
+            rps[row, :, :wide], batch[row, :, :wide] = frontier.rps, frontier.batch
+            shares[row, :wide] = frontier.sm_percents
+            # Flat indices of the narrow block, restated for the wide one.
+            replicas, sm = np.divmod(frontier.best, wide)
+            best[row] = np.where(frontier.best >= 0, replicas * most + sm, -1)
+        return cls(kind, rps, batch, best, shares)
+
+    def cheapest(self, rate: Array, peak: Array) -> tuple[Array, Array, Array]:
+        """(row of replicas, row of sm, known) [function] of the cheapest shape that carries `rate`, and `peak` when raised."""
+        column = np.minimum(np.searchsorted(RATES_RPS, rate), len(RATES_RPS) - 1)
+        ratio = np.minimum(np.searchsorted(PEAKS, peak / np.maximum(rate, 1e-9) - 1e-9), len(PEAKS) - 1)
+        flat = np.where(self.kind >= 0, self.best[self.kind, ratio, column], -1)
+        # Where no shape has room for such a peak, the one with the most room.
+        for _ in range(len(PEAKS) - 1):
+            ratio = np.where(flat < 0, np.maximum(ratio - 1, 0), ratio)
+            flat = np.where((flat < 0) & (self.kind >= 0), self.best[self.kind, ratio, column], flat)
+        count, share = np.divmod(np.maximum(flat, 0), self.rps.shape[2])
+        return count, share, flat >= 0
+
+    def share_row(self, sm_percent: Array) -> Array:
+        """The row of the SM share nearest to what each function has."""
+        return np.asarray(np.abs(self.sm_percents[self.kind] - sm_percent[:, None]).argmin(axis=1))
+
+    def quota_row(self, count: Array, share: Array, rate: Array) -> Array:
+        """The row of the least quota at which (replicas, sm) carry the rate; the last one where none does."""
+        enough = self.rps[self.kind, count, share] >= rate[:, None]
+        return np.where(enough[:, -1], enough.argmax(axis=1), len(QUOTAS) - 1)
+
+    def count_row(self, share: Array, rate: Array, quota_percent: Array | None = None) -> Array:
+        """The row of the least number of replicas of this share that carry the rate, with whole lanes or at these quotas."""
+        quota = -1 if quota_percent is None else quota_rows(quota_percent)
+        whole = self.rps[self.kind, :, share, quota]
+        enough = whole >= rate[:, None]
+        return np.where(enough[:, -1], enough.argmax(axis=1), len(COUNTS) - 1)
