@@ -2,16 +2,18 @@
 
 A local-level Kalman filter with an adaptive drift (scaling reference, section 3), for counts x of an interval of dt seconds:
 
-    R = max(m, 0.5) / dt     P' = P + Q R dt     v = x / dt - m     F = P' + R     K = P' / F
-    Q <- clip(Q + 0.001 (v^2 - F) / R, 1e-4, 2)      m <- m + K v      P <- (1 - K) P'
+    R = max(m, 0.5) / dt     P' = P + Q m dt     v = x / dt - m     F = P' + R     K = P' / F
+    Q <- clip(Q + 0.001 (v^2 - F) / max(m, 0.5), 1e-4, 2)      m <- m + K v      P <- (1 - K) P'
 
-Its upper bound over a horizon h is m + z sqrt(P + h Q R): the doubt about the level and its drift, without the noise of the
-counts themselves, which the capacity rule has already counted. How far the level really strayed is learned for each
-horizon: `spread` is an online quantile (pinball gradient) of the excess of the mean rate over the next h seconds, in units
-of the filter's deviation with the noise of that mean.
+`upper_rps`, what is planned for now, is m + spread sqrt(P + h Q m): the doubt about the level and its drift within a short
+horizon h, without the noise of the counts themselves, which the capacity rule has already counted. `spread` is an online
+quantile (pinball gradient) of how far the mean rate of the next h seconds lies off, in deviations with the noise of that mean.
+A filter is slow where the load jumps, so the bound is never less than what is proven: the count of the last 1, 2 and 5
+seconds less `proof` deviations.
 
-A filter is slow where the load jumps. `least_rps` is not: the greatest rate that the last 1, 2 and 5 seconds prove, which is
-their count less `proof` deviations.
+`reserve` is a factor: how much more than planned the busiest seconds may bring before another replica could serve. It is an
+online quantile of log(greatest proven rate within that time / what was planned at its beginning). Chance clusters prove
+nothing, so that a smooth load needs no reserve.
 """
 
 from __future__ import annotations
@@ -27,74 +29,83 @@ Array = np.ndarray[Any, Any]
 
 LEAST_LEVEL_RPS = 0.5
 DRIFT_STEP = 1e-3
-LEAST_DRIFT, GREATEST_DRIFT = 1e-4, 2.0
-FIRST_DRIFT = 0.05
+LEAST_DRIFT, GREATEST_DRIFT, FIRST_DRIFT = 1e-4, 2.0, 0.05
 WINDOWS_S = (1.0, 2.0, 5.0)
 RING = 128
 
 
+def _share(_instance: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if not 0.5 <= value < 1.0:
+        raise InvalidRequestError(f"{attribute.name}={value} must lie in [0.5, 1)", reason="BAD_FORECAST")
+
+
 @attrs.frozen
 class ForecastSettings:
-    """`quantile` is that of the level which is planned for, `step` how fast its online estimate moves (in deviations), `proof`
-    how many deviations a count must stand out by to prove a rate."""
+    """`quantile` and `reserve_quantile` are the levels of the two online quantiles, the steps how fast they move: in deviations,
+    and in log(factor). `proof` is by how many deviations a count must stand out to prove a rate."""
 
-    quantile: float = 0.9
+    quantile: float = attrs.field(default=0.9, validator=_share)
     step: float = 0.05
-    proof: float = 1.5
-    least_spread: float = 0.0
+    horizon_s: float = 2.0
+    proof: float = 2.0
     greatest_spread: float = 4.0
-
-    def __attrs_post_init__(self) -> None:
-        if not 0.5 <= self.quantile < 1.0:
-            raise InvalidRequestError(
-                f"quantile={self.quantile} of a forecast must lie in [0.5, 1): 0.9 is usual", reason="BAD_FORECAST"
-            )
+    reserve_quantile: float = attrs.field(default=0.99, validator=_share)
+    reserve_step: float = 0.2
+    first_reserve: float = 1.5
+    greatest_reserve: float = 8.0
 
 
 @attrs.define(eq=False)
 class Forecast:
-    """The filters of `count` functions. `level_rps`, `doubt` (P) and `drift` (Q) are [function]; `spread` is [horizon, function]."""
+    """The filters of all functions. Columns are [function], those of the ring [interval, function]."""
 
-    horizons_s: tuple[float, ...]
     settings: ForecastSettings
     level_rps: Array
     doubt: Array
     drift: Array
     spread: Array
-    seen: Array
-    # The last RING intervals: their length, the counts, and the level and deviation that were believed at their end.
-    lengths: Array
+    log_reserve: Array
+    seen_s: Array
+    # The last RING intervals: length, counts, the rate proven at their end, and what was believed and planned then.
+    lengths_s: Array
     counts: Array
+    proven_rps: Array
     levels: Array
     deviations: Array
+    planned: Array
     rows: int = 0
 
     @classmethod
-    def of(cls, count: int, horizons_s: tuple[float, ...], settings: ForecastSettings | None = None) -> Forecast:
+    def of(cls, count: int, settings: ForecastSettings | None = None) -> Forecast:
         """Filters that have seen nothing."""
         settings = settings or ForecastSettings()
-        horizons = len(horizons_s)
-        zeros = np.zeros(count)
+
+        def full(value: float) -> Array:
+            return np.full(count, float(value))
+
+        counts, proven, levels, deviations, planned = (np.zeros((RING, count)) for _ in range(5))
         return cls(
-            horizons_s,
-            settings,
-            zeros.copy(),
-            np.full(count, 1.0),
-            np.full(count, FIRST_DRIFT),
-            np.full((horizons, count), 1.0),
-            zeros.copy(),
-            np.zeros(RING),
-            np.zeros((RING, count)),
-            np.zeros((RING, count)),
-            np.zeros((RING, horizons, count)),
+            settings=settings,
+            level_rps=full(0.0),
+            doubt=full(1.0),
+            drift=full(FIRST_DRIFT),
+            spread=full(1.0),
+            log_reserve=full(np.log(settings.first_reserve)),
+            seen_s=full(0.0),
+            lengths_s=np.zeros(RING),
+            counts=counts,
+            proven_rps=proven,
+            levels=levels,
+            deviations=deviations,
+            planned=planned,
         )
 
     def update(self, counts: Array, interval_s: float) -> None:
-        """Takes in the counts [function] of an interval; what has no length is not counted."""
+        """Takes in the counts [function] of an interval; one without length is left out."""
         if interval_s <= 0.0:
             return
         rate = counts / interval_s
-        first = self.seen == 0.0
+        first = self.seen_s == 0.0
         level = np.where(first, rate, self.level_rps)
         noise = np.maximum(level, LEAST_LEVEL_RPS)
         measured = noise / interval_s
@@ -102,17 +113,21 @@ class Forecast:
         surprise = rate - level
         total = doubt + measured
         gain = doubt / total
-        drift = self.drift + DRIFT_STEP * (surprise**2 - total) / noise
-        self.drift = np.where(first, self.drift, np.clip(drift, LEAST_DRIFT, GREATEST_DRIFT))
+        drift = np.clip(self.drift + DRIFT_STEP * (surprise**2 - total) / noise, LEAST_DRIFT, GREATEST_DRIFT)
+        self.drift = np.where(first, self.drift, drift)
         self.level_rps = np.maximum(level + gain * surprise, 0.0)
         self.doubt = (1.0 - gain) * doubt
-        self.seen += interval_s
-        self._remember(counts, interval_s)
+        self.seen_s += interval_s
+        at = self.rows % RING
+        self.lengths_s[at], self.counts[at], self.levels[at] = interval_s, counts, self.level_rps
+        self.deviations[at] = self.deviation()
+        self.rows += 1
+        self.proven_rps[at] = self.least_rps()
+        self._learn_spread()
 
-    def upper_rps(self, horizon: int) -> Array:
-        """The planned quantile of the level over that horizon (its row number), and no less than what is proven."""
-        level = self.level_rps + self.spread[horizon] * self._deviation(self.horizons_s[horizon])
-        return np.asarray(np.maximum(level, self.least_rps()))
+    def upper_rps(self) -> Array:
+        """What is planned for now [function], requests per second."""
+        return np.asarray(np.maximum(self.level_rps + self.spread * self.deviation(), self.least_rps()))
 
     def least_rps(self) -> Array:
         """The greatest rate that the last seconds prove."""
@@ -120,59 +135,68 @@ class Forecast:
         for window_s in WINDOWS_S:
             total, length_s = self.recent(window_s)
             if length_s > 0.0:
-                proven = total - self.settings.proof * np.sqrt(total)
-                best = np.maximum(best, proven / length_s)
+                best = np.maximum(best, (total - self.settings.proof * np.sqrt(total)) / length_s)
         return best
 
+    def reserve(self, planned_rps: Array, within_s: float) -> Array:
+        """The factor on `planned_rps` [function] that the next `within_s` seconds may need; learns from the last ones."""
+        if self.rows:
+            self.planned[(self.rows - 1) % RING] = planned_rps
+            self._learn_reserve(within_s)
+        return np.exp(self.log_reserve)
+
+    def deviation(self) -> Array:
+        """Of the level over the short horizon, in requests per second."""
+        drift = self.drift * np.maximum(self.level_rps, LEAST_LEVEL_RPS) * self.settings.horizon_s
+        return np.sqrt(self.doubt + drift)
+
     def recent(self, window_s: float) -> tuple[Array, float]:
-        """Counts [function] of the last intervals that make up at least a window, and their length."""
-        total, length_s, back = np.zeros_like(self.level_rps), 0.0, 0
-        while length_s < window_s - 1e-9 and back < min(self.rows, RING):
-            at = (self.rows - 1 - back) % RING
-            total = total + self.counts[at]
-            length_s += self.lengths[at]
-            back += 1
-        return total, length_s
-
-    # -- leaves -------------------------------------------------------------------------------------------------------
-
-    def _deviation(self, horizon_s: float) -> Array:
-        return np.sqrt(self.doubt + self.drift * np.maximum(self.level_rps, LEAST_LEVEL_RPS) * horizon_s)
-
-    def _remember(self, counts: Array, interval_s: float) -> None:
-        at = self.rows % RING
-        self.lengths[at], self.counts[at], self.levels[at] = interval_s, counts, self.level_rps
-        for row, horizon_s in enumerate(self.horizons_s):
-            self.deviations[at, row] = self._deviation(horizon_s)
-        self.rows += 1
-        for row, horizon_s in enumerate(self.horizons_s):
-            self._learn(row, horizon_s)
-
-    def _learn(self, row: int, horizon_s: float) -> None:
-        """The last horizon is over: was the level that was planned for at its beginning enough?"""
-        total, length_s, back = np.zeros_like(self.level_rps), 0.0, 0
-        while length_s < horizon_s - 1e-9:
-            if back >= min(self.rows, RING) - 1:
-                return
-            at = (self.rows - 1 - back) % RING
-            total = total + self.counts[at]
-            length_s += self.lengths[at]
-            back += 1
-        at = (self.rows - 1 - back) % RING
-        level, deviation = self.levels[at], self.deviations[at, row]
-        noisy = np.sqrt(deviation**2 + np.maximum(level, LEAST_LEVEL_RPS) / length_s)
-        excess = (total / length_s - level) / noisy
-        quantile, step = self.settings.quantile, self.settings.step
-        moved = self.spread[row] + step * np.where(excess > self.spread[row], quantile, quantile - 1.0)
-        self.spread[row] = np.clip(moved, self.settings.least_spread, self.settings.greatest_spread)
+        """Counts [function] of the last intervals that make up at least a window, and their length in seconds."""
+        rows = self._last(window_s)
+        return self.counts[rows].sum(axis=0), float(self.lengths_s[rows].sum())
 
     def select(self, rows: Array) -> Forecast:
         """The filters of these functions, in this order; row -1 stands for one that has seen nothing."""
         known = rows >= 0
-        fresh = Forecast.of(len(rows), self.horizons_s, self.settings)
-        for name in ("level_rps", "doubt", "drift", "seen"):
-            getattr(fresh, name)[known] = getattr(self, name)[rows[known]]
-        for name in ("spread", "counts", "levels", "deviations"):
-            getattr(fresh, name)[..., known] = getattr(self, name)[..., rows[known]]
-        fresh.lengths, fresh.rows = self.lengths.copy(), self.rows
-        return fresh
+        chosen = Forecast.of(len(rows), self.settings)
+        for name in ("level_rps", "doubt", "drift", "spread", "log_reserve", "seen_s"):
+            getattr(chosen, name)[known] = getattr(self, name)[rows[known]]
+        for name in ("counts", "proven_rps", "levels", "deviations", "planned"):
+            getattr(chosen, name)[:, known] = getattr(self, name)[:, rows[known]]
+        chosen.lengths_s, chosen.rows = self.lengths_s.copy(), self.rows
+        return chosen
+
+    # -- leaves -------------------------------------------------------------------------------------------------------
+
+    def _last(self, window_s: float) -> Array:
+        """Rows of the ring that make up at least the window, newest first; all there are if it is longer."""
+        known = min(self.rows, RING)
+        rows = (self.rows - 1 - np.arange(known)) % RING
+        lengths = np.cumsum(self.lengths_s[rows])
+        return np.asarray(rows[: int(np.searchsorted(lengths, window_s - 1e-9)) + 1])
+
+    def _learn_spread(self) -> None:
+        """The last short horizon is over: was what was planned for at its beginning enough?"""
+        rows = self._last(self.settings.horizon_s)
+        before = (int(rows[-1]) - 1) % RING
+        if self.rows <= len(rows):
+            return
+        length_s = float(self.lengths_s[rows].sum())
+        level, deviation = self.levels[before], self.deviations[before]
+        noisy = np.sqrt(deviation**2 + np.maximum(level, LEAST_LEVEL_RPS) / length_s)
+        excess = (self.counts[rows].sum(axis=0) / length_s - level) / noisy
+        quantile = self.settings.quantile
+        moved = self.spread + self.settings.step * np.where(excess > self.spread, quantile, quantile - 1.0)
+        self.spread = np.clip(moved, 0.0, self.settings.greatest_spread)
+
+    def _learn_reserve(self, within_s: float) -> None:
+        rows = self._last(within_s)
+        if self.rows <= len(rows):
+            return
+        planned = np.maximum(self.planned[(int(rows[-1]) - 1) % RING], LEAST_LEVEL_RPS)
+        ratio = np.log(np.maximum(self.proven_rps[rows].max(axis=0), 1e-3) / planned)
+        settings = self.settings
+        step = settings.reserve_step * np.where(
+            ratio > self.log_reserve, settings.reserve_quantile, settings.reserve_quantile - 1.0
+        )
+        self.log_reserve = np.clip(self.log_reserve + step, 0.0, np.log(settings.greatest_reserve))

@@ -233,7 +233,7 @@ def _begin(entry: Mapping[str, Any], where: str) -> Begin:
 def _observation(data: Mapping[str, Any], surfaces: Mapping[int, Surface]) -> Observation:
     functions = dict(data["functions"])
     names = tuple(functions["names"])
-    functions["surfaces"] = tuple(None if number is None else surfaces[number] for number in functions["surfaces"])
+    functions["surfaces"] = tuple(_surface(number, surfaces) for number in functions["surfaces"])
     # Without devices, JSON cannot tell a table of so many empty rows from an empty one.
     functions["devices"] = column("devices", functions["devices"]).reshape(len(names), len(data["devices"]["ids"]))
     return Observation(
@@ -244,6 +244,12 @@ def _observation(data: Mapping[str, Any], surfaces: Mapping[int, Surface]) -> Ob
         devices=Devices(**_columns(data["devices"])),
         timing=Timing(**data["timing"]),
     )
+
+
+def _surface(number: int | None, surfaces: Mapping[int, Surface]) -> Surface | None:
+    if number is not None and number not in surfaces:
+        raise ValueError(f"no line before it gives the surface {number}")
+    return None if number is None else surfaces[number]
 
 
 def _columns(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,6 +94,9 @@ class Devices:
         return len(self.ids)
 
 
+_NAMES = {table: tuple(field.name for field in attrs.fields(table)) for table in (Functions, Replicas, Devices)}
+
+
 @attrs.frozen(eq=False)
 class Observation:
     """Everything at `now_s`, `interval_s` after the last one. Raises InvalidRequestError (BAD_OBSERVATION) for columns of
@@ -108,15 +111,16 @@ class Observation:
 
     def __attrs_post_init__(self) -> None:
         for table in (self.functions, self.replicas, self.devices):
-            for field, column in attrs.asdict(table, recurse=False).items():
-                if len(column) != len(table):
-                    raise _bad(f"{type(table).__name__}.{field} has {len(column)} rows, it needs {len(table)}")
+            rows = len(table)
+            for name in _NAMES[type(table)]:
+                if len(getattr(table, name)) != rows:
+                    raise _bad(f"{type(table).__name__}.{name} has {len(getattr(table, name))} rows, it needs {rows}")
         if self.functions.devices.shape != (len(self.functions), len(self.devices)):
             raise _bad(f"Functions.devices has the shape {self.functions.devices.shape}, it needs functions x devices")
         for column, most in (("function", len(self.functions)), ("device", len(self.devices))):
-            rows = getattr(self.replicas, column)
-            if len(rows) and not (rows.min() >= 0 and rows.max() < most):
-                raise _bad(f"Replicas.{column} names row {rows.max()}, there are {most}")
+            named = getattr(self.replicas, column)
+            if len(named) and not (named.min() >= 0 and named.max() < most):
+                raise _bad(f"Replicas.{column} names row {named.max()}, there are {most}")
 
 
 def _bad(message: str) -> InvalidRequestError:

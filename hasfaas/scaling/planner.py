@@ -19,48 +19,60 @@ EPSILON = 1e-6
 
 @attrs.frozen(eq=False)
 class Standing:
-    """What each function has now, as columns [function].
+    """What each function has now, as columns [function]; 0 where it has no such replica.
 
-    `main` [replica] marks the replicas of the newest shape; those of another one go once the new ones serve.
-    `sm_percent` and `quota_percent` are those of the newest shape (0 without replicas), `ready` and `live` its replicas that
-    serve, and those with the starting ones. `old_live` counts the others. `uneven` marks shapes whose serving replicas differ
-    in quota.
+    The newest replica gives the shape that is aimed at: `sm_percent` is its share, `live` and `ready` count the replicas of that
+    share that start or serve, and those that serve; `old_live` the others, which go once these serve. `main` [replica] marks them.
+
+    The newest one that serves gives the shape that carries the calls now: `serving` [replica], `serving_sm_percent`, their number
+    `serving_count`, their greatest quota `quota_percent`; `uneven` where their quotas differ.
     """
 
     main: Array
     sm_percent: Array
-    quota_percent: Array
-    ready: Array
     live: Array
+    ready: Array
     old_live: Array
+    serving: Array
+    serving_sm_percent: Array
+    serving_count: Array
+    quota_percent: Array
     uneven: Array
 
     @classmethod
     def of(cls, observation: Observation) -> Standing:
         """Counts an observation's replicas."""
         replicas, count = observation.replicas, len(observation.functions)
-        stays = replicas.life != Life.DRAINING
-        newest = np.full(count, -1)
-        # In order of age, so that of each function the last assignment, its newest replica, stays.
+        stays, serves = replicas.life != Life.DRAINING, replicas.life == Life.READY
         order = np.lexsort((np.arange(len(replicas)), replicas.since_s))
-        order = order[stays[order]]
-        newest[replicas.function[order]] = order
-        has = newest >= 0
-        sm_percent, quota_percent = np.zeros(count), np.zeros(count)
-        sm_percent[has] = replicas.sm_percent[newest[has]]
-        main = stays & (np.abs(replicas.sm_percent - sm_percent[replicas.function]) < 1e-6)
-        serves = replicas.life == Life.READY
-        # The quota of a shape is that of its serving replica with most; of the starting ones while none serves.
-        least = np.full(count, np.inf)
-        np.maximum.at(quota_percent, replicas.function[main], replicas.quota_percent[main])
-        np.minimum.at(least, replicas.function[main & serves], replicas.quota_percent[main & serves])
 
         def counted(mask: Array) -> Array:
             return np.bincount(replicas.function[mask], minlength=count)
 
-        uneven = least < quota_percent - EPSILON
+        def newest(mask: Array) -> tuple[Array, Array]:
+            """(share of each function's newest such replica, which replicas of the mask have that share)."""
+            share = np.zeros(count)
+            # In order of age, so that the last assignment, the newest, stays.
+            rows = order[mask[order]]
+            share[replicas.function[rows]] = replicas.sm_percent[rows]
+            return share, mask & (np.abs(replicas.sm_percent - share[replicas.function]) < EPSILON)
+
+        sm_percent, main = newest(stays)
+        serving_sm_percent, serving = newest(serves)
+        most, least = np.zeros(count), np.full(count, np.inf)
+        np.maximum.at(most, replicas.function[serving], replicas.quota_percent[serving])
+        np.minimum.at(least, replicas.function[serving], replicas.quota_percent[serving])
         return cls(
-            main, sm_percent, quota_percent, counted(main & serves), counted(main), counted(stays & ~main), uneven
+            main=main,
+            sm_percent=sm_percent,
+            live=counted(main),
+            ready=counted(main & serves),
+            old_live=counted(stays & ~main),
+            serving=serving,
+            serving_sm_percent=serving_sm_percent,
+            serving_count=counted(serving),
+            quota_percent=most,
+            uneven=least < most - EPSILON,
         )
 
 
@@ -81,6 +93,7 @@ class Plan:
     peak: Array
     known: Array
     share: Array
+    serving_share: Array
     quota_percent: Array
     count: Array
     area: Array
@@ -97,17 +110,19 @@ class Plan:
         if not settings.vertical:
             rate = peak
         best_row, best_share, carried = stack.cheapest(rate, peak)
-        share = np.where(now.live > 0, stack.share_row(now.sm_percent), best_share)
         best_quota = QUOTAS[stack.quota_row(best_row, best_share, rate)]
-        # A replica that starts carries nothing yet, so the others are sized without it.
-        serving = count_rows(np.maximum(np.where(now.ready > 0, now.ready, now.live), 1))
-        quota = QUOTAS[stack.quota_row(serving, share, rate)]
+        share = np.where(now.live > 0, stack.share_row(now.sm_percent), best_share)
+        serving_share = np.where(now.serving_count > 0, stack.share_row(now.serving_sm_percent), share)
+        # A replica that starts carries nothing yet, so those that serve are sized without it.
+        quota = QUOTAS[stack.quota_row(count_rows(np.maximum(now.serving_count, 1)), serving_share, rate)]
+        live_quota = QUOTAS[stack.quota_row(count_rows(np.maximum(now.live, 1)), share, rate)]
         if settings.vertical:
             count = COUNTS[stack.count_row(share, peak)]
         else:
-            quota = np.where(now.live > 0, now.quota_percent, best_quota)
+            # Quotas stay as they were made.
+            quota = live_quota = np.where(now.serving_count > 0, now.quota_percent, best_quota)
             count = COUNTS[stack.count_row(share, peak, quota)]
-        live_quota = QUOTAS[stack.quota_row(count_rows(np.maximum(now.live, 1)), share, rate)]
+        best_area = COUNTS[best_row] * stack.sm_percents[stack.kind, best_share] * best_quota / 1e4
         return cls(
             observation=observation,
             settings=settings,
@@ -117,19 +132,18 @@ class Plan:
             peak=peak,
             known=(stack.kind >= 0) & ~functions.by_hand.astype(bool),
             share=share,
+            serving_share=serving_share,
             quota_percent=quota,
             count=np.clip(count, np.maximum(functions.min_replicas, 1), functions.max_replicas),
-            area=np.maximum(now.live, 1) * now.sm_percent * (live_quota if settings.vertical else quota) / 1e4,
+            area=np.maximum(now.live, 1) * now.sm_percent * live_quota / 1e4,
             best_share=best_share,
-            best_count=np.clip(COUNTS[best_row], 1, functions.max_replicas),
+            best_count=np.clip(COUNTS[best_row], np.maximum(functions.min_replicas, 1), functions.max_replicas),
             best_quota=best_quota,
-            best_area=np.where(
-                carried, COUNTS[best_row] * stack.sm_percents[stack.kind, best_share] * best_quota / 1e4, np.inf
-            ),
+            best_area=np.where(carried, best_area, np.inf),
         )
 
     def quota_for(self, row: int, count: int) -> float:
-        """The quota that so many replicas of the present share need for the rate."""
+        """The quota that so many replicas of the share aimed at need for the rate."""
         if not self.settings.vertical:
             return float(self.now.quota_percent[row])
         rps = self.stack.rps[self.stack.kind[row], int(count_rows(np.asarray(count))), self.share[row]]
@@ -143,21 +157,23 @@ class Plan:
 
     @property
     def batches(self) -> Array:
-        """That of the present shape, at the quota that it has [function]."""
-        count = count_rows(np.maximum(self.now.live, 1))
-        return np.asarray(self.stack.batch[self.stack.kind, count, self.share, quota_rows(self.now.quota_percent)])
+        """That of the shape that serves, at the quota that it has [function]."""
+        count = count_rows(np.maximum(self.now.serving_count, 1))
+        return np.asarray(
+            self.stack.batch[self.stack.kind, count, self.serving_share, quota_rows(self.now.quota_percent)]
+        )
 
     def diagnostics(self, memory: Memory) -> dict[str, Array]:
         """Columns that tell a person why [function]."""
         now, functions = self.now, self.observation.functions
-        serving = count_rows(np.maximum(now.ready, 1))
-        capacity = self.stack.rps[self.stack.kind, serving, self.share, quota_rows(now.quota_percent)]
+        serving = count_rows(np.maximum(now.serving_count, 1))
+        capacity = self.stack.rps[self.stack.kind, serving, self.serving_share, quota_rows(now.quota_percent)]
         return {
             "arrival_rps": functions.arrivals / max(self.observation.interval_s, 1e-9),
             "level_rps": memory.forecast.level_rps.copy(),
             "rate_rps": self.rate,
             "peak_rps": self.peak,
-            "capacity_rps": np.where((now.ready > 0) & (self.stack.kind >= 0), capacity, 0.0),
+            "capacity_rps": np.where((now.serving_count > 0) & (self.stack.kind >= 0), capacity, 0.0),
             "replicas": now.live,
             "ready": now.ready,
             "sm_percent": now.sm_percent,
@@ -171,7 +187,7 @@ class Plan:
     def remember(self, memory: Memory) -> None:
         """Moves the memory on by one tick: for how long less has sufficed, and what a better shape would have saved."""
         now, dt = self.now, self.observation.interval_s
-        lower = (self.quota_percent < now.quota_percent - EPSILON) & (now.ready > 0)
+        lower = (self.quota_percent < now.quota_percent - EPSILON) & (now.serving_count > 0)
         memory.held = np.where(lower, np.maximum(memory.held, self.quota_percent), 0.0)
         memory.calm_s = np.where(lower, memory.calm_s + dt, 0.0)
         settled = (now.live > 0) & (now.ready == now.live) & (now.old_live == 0)
@@ -237,7 +253,7 @@ class _Acting:
         up = plan.quota_percent > now.quota_percent + EPSILON
         fallen = memory.held <= now.quota_percent * (1.0 - settings.fall_share)
         down = (memory.calm_s >= settings.quota_calm_s) & fallen
-        self.resized = on & (now.ready > 0) & (up | down | now.uneven) & settings.vertical
+        self.resized = on & (now.serving_count > 0) & (up | down | now.uneven) & settings.vertical
         self.down = down & ~up
         self.first = on & (now.live == 0) & (now.old_live == 0) & (calls | (least > 0))
         self.more = on & (now.live > 0) & (plan.count > now.live)
@@ -270,7 +286,8 @@ class _Acting:
             main = [r for r in main if r not in leavers]
             self.memory.spare_s[row] = self.memory.needed[row] = 0.0
         if plan.settings.vertical and (gone or self.resized[row]):
-            self._resize(row, main, len(main) if gone else None)
+            serving = [r for r in members if plan.now.serving[r]]
+            self._resize(row, main if gone else serving, len(main) if gone else None)
 
     def _last_to_stay(self, replica: int) -> tuple[float, float]:
         replicas = self.plan.observation.replicas
@@ -330,6 +347,9 @@ class _Acting:
                 self._start(row, int(plan.share[row]), count - live, quota, why)
             elif now.old_live[row] == 0:
                 self._start(row, *best, f"{why}, and another shape carries it at less cost")
+            else:
+                # One change of shape at a time: more of the one that is coming.
+                self._start(row, int(plan.share[row]), count - live, quota, why)
             return
         saving = 100.0 * (1.0 - plan.best_area[row] / plan.area[row])
         same = plan.best_share[row] == plan.share[row]
@@ -374,7 +394,7 @@ class _Acting:
     def rebatch(self) -> None:
         """The greatest batch that goes with each replica's quota."""
         plan, replicas = self.plan, self.plan.observation.replicas
-        rows = np.flatnonzero(plan.now.main & plan.known[replicas.function])
+        rows = np.flatnonzero(plan.now.serving & plan.known[replicas.function])
         wanted = plan.batches[replicas.function[rows]]
         for r, batch in zip(rows.tolist(), wanted.tolist(), strict=True):
             if batch != replicas.batch[r]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from hasfaas.rapp.surface import Surface
 from hasfaas.scaling.decision import Action, Decision
-from hasfaas.scaling.forecast import Forecast, ForecastSettings
+from hasfaas.scaling.forecast import Forecast
 from hasfaas.scaling.frontier import Frontier, FrontierSettings
 from hasfaas.scaling.memory import Memory
 from hasfaas.scaling.observation import Array, Observation
@@ -28,15 +28,13 @@ from hasfaas.scaling.planner import Plan, act
 from hasfaas.scaling.settings import ScalerSettings
 from hasfaas.scaling.stack import Stack
 
-HORIZONS_S = (2.0, 5.0, 13.0, 33.0, 65.0)
-
 
 class HybridScaler:
     """A Policy. `settings` are its only options."""
 
     def __init__(self, settings: ScalerSettings | None = None) -> None:
         self.settings = settings or ScalerSettings()
-        self._memory = Memory.of((), Forecast.of(0, HORIZONS_S, ForecastSettings(quantile=self.settings.quantile)))
+        self._memory = Memory.of((), Forecast.of(0, self.settings.forecasting))
         # With each frontier the surface that it was made of: while it lives, nothing else has its id.
         self._frontiers: dict[tuple[object, ...], tuple[Surface, Frontier]] = {}
         self._stack_key: tuple[object, ...] = ()
@@ -77,22 +75,17 @@ class HybridScaler:
         """(rate, peak) [function] in requests per second: to be carried now, and before another replica could serve."""
         functions, settings, forecast = observation.functions, self.settings, memory.forecast
         margin = np.exp(memory.log_margin)
+        within_s = float(functions.cold_start_s.max()) + settings.start_margin_s
         if settings.forecast:
-            horizons = np.asarray(HORIZONS_S)
-            row = min(int(np.searchsorted(horizons, settings.horizon_s)), len(horizons) - 1)
-            rate = forecast.upper_rps(row)
-            far = np.minimum(
-                np.searchsorted(horizons, functions.cold_start_s + settings.start_margin_s), len(horizons) - 1
-            )
-            uppers = np.stack([forecast.upper_rps(r) for r in range(len(horizons))])
-            peak = uppers[far, np.arange(len(functions))]
+            rate = forecast.upper_rps()
+            peak = rate * forecast.reserve(rate, within_s)
         else:
             total, length_s = forecast.recent(10.0)
             rate = peak = 1.1 * total / max(length_s, 1e-9)
         # What waits beyond the calls of a moment is worked off within a second.
         backlog = np.maximum(functions.waiting - rate * functions.slo_ms / 1e3, 0.0)
         rate = rate * margin + backlog
-        return rate, np.maximum(peak * margin, rate)
+        return rate, np.maximum(peak * np.maximum(margin, 1.0), rate)
 
     def _stacked(self, observation: Observation) -> Stack:
         functions = observation.functions
