@@ -6,6 +6,7 @@ Whoever starts one ends it. Nothing here sleeps for a fixed time: it looks until
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import shutil
 import signal
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 import psutil
 
 from hasfaas.backends.local.backend import LocalBackend
-from hasfaas.core.settings import DeviceSettings, LocalSettings, Settings
+from hasfaas.core.settings import DeviceSettings, LocalSettings, ScalingSettings, Settings
 from hasfaas.sdk.client import Client, set_default_client
 from hasfaas.wire.v1 import functions_pb2 as pb
 
@@ -28,6 +29,7 @@ T = TypeVar("T")
 ROOT = Path(__file__).parents[1]
 APPS = Path(__file__).parent / "apps"
 SHM = Path("/dev/shm")
+UNSCALED = ScalingSettings(enabled=False)
 
 
 def eventually(look: Callable[[], T], *, timeout_s: float = 20.0, every_s: float = 0.02) -> T:
@@ -50,12 +52,15 @@ def app(name: str) -> Any:
 class Gateway:
     """One gateway with its folders, and a client that is this process's default while it runs."""
 
-    def __init__(self, folder: Path, devices: tuple[DeviceSettings, ...], **local: Any) -> None:
+    def __init__(
+        self, folder: Path, devices: tuple[DeviceSettings, ...], scaling: ScalingSettings, **local: Any
+    ) -> None:
         self.settings = Settings(
             state_dir=folder / "s",
             runtime_dir=folder / "r",
             devices=devices,
             local=LocalSettings(**{"linger_s": 60.0, "drain_timeout_s": 10.0} | local),
+            scaling=scaling,
         )
         self.said: list[str] = []
         self.local = LocalBackend(self.settings)
@@ -69,6 +74,7 @@ class Gateway:
             "HASFAAS_STATE_DIR": str(self.settings.state_dir),
             "HASFAAS_RUNTIME_DIR": str(self.settings.runtime_dir),
             "HASFAAS_LOCAL_LINGER_S": str(self.settings.local.linger_s),
+            "HASFAAS_SCALING_ENABLED": json.dumps(self.settings.scaling.enabled),
             "PYTHONPATH": str(ROOT),
         }
 
@@ -168,10 +174,13 @@ class Gateway:
 
 
 @contextmanager
-def gateway(*devices: DeviceSettings, start: bool = True, **local: Any) -> Iterator[Gateway]:
-    """A gateway over these devices in a new folder, ended and removed afterwards."""
+def gateway(
+    *devices: DeviceSettings, start: bool = True, scaling: ScalingSettings = UNSCALED, **local: Any
+) -> Iterator[Gateway]:
+    """A gateway over these devices in a new folder, ended and removed afterwards. Its scaler is off unless asked for: a
+    function that pauses gets a profile, and most tests are about what nobody else sizes meanwhile."""
     folder = Path(tempfile.mkdtemp(prefix="hf-", dir="/tmp"))
-    made = Gateway(folder, devices or (DeviceSettings(kind="sim"),), **local)
+    made = Gateway(folder, devices or (DeviceSettings(kind="sim"),), scaling, **local)
     try:
         if start:
             made.up()

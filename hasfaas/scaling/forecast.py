@@ -11,9 +11,8 @@ quantile (pinball gradient) of how far the mean rate of the next h seconds lies 
 A filter is slow where the load jumps, so the bound is never less than what is proven: the count of the last 1, 2 and 5
 seconds less `proof` deviations.
 
-`reserve` is a factor: how much more than planned the busiest seconds may bring before another replica could serve. It is an
-online quantile of log(greatest proven rate within that time / what was planned at its beginning). Chance clusters prove
-nothing, so that a smooth load needs no reserve.
+`peak_rps`, what must be possible before another replica could serve, is the greatest rate proven of late: loads return to
+where they were. That memory fades towards the level within `memory_s`. It is no less than `reserve` times what is planned.
 """
 
 from __future__ import annotations
@@ -41,18 +40,16 @@ def _share(_instance: object, attribute: attrs.Attribute[float], value: float) -
 
 @attrs.frozen
 class ForecastSettings:
-    """`quantile` and `reserve_quantile` are the levels of the two online quantiles, the steps how fast they move: in deviations,
-    and in log(factor). `proof` is by how many deviations a count must stand out to prove a rate."""
+    """`quantile` is the level of the online quantile, `step` how fast it moves, in deviations. `proof` is by how many deviations
+    a count must stand out to prove a rate. `memory_s` is how long peaks are remembered, `reserve` the least of them as a factor."""
 
     quantile: float = attrs.field(default=0.9, validator=_share)
     step: float = 0.05
     horizon_s: float = 2.0
     proof: float = 2.0
     greatest_spread: float = 4.0
-    reserve_quantile: float = attrs.field(default=0.99, validator=_share)
-    reserve_step: float = 0.2
-    first_reserve: float = 1.5
-    greatest_reserve: float = 8.0
+    memory_s: float = 600.0
+    reserve: float = 1.25
 
 
 @attrs.define(eq=False)
@@ -64,15 +61,13 @@ class Forecast:
     doubt: Array
     drift: Array
     spread: Array
-    log_reserve: Array
+    envelope_rps: Array
     seen_s: Array
-    # The last RING intervals: length, counts, the rate proven at their end, and what was believed and planned then.
+    # The last RING intervals: length, counts, and what was believed at their end.
     lengths_s: Array
     counts: Array
-    proven_rps: Array
     levels: Array
     deviations: Array
-    planned: Array
     rows: int = 0
 
     @classmethod
@@ -83,21 +78,19 @@ class Forecast:
         def full(value: float) -> Array:
             return np.full(count, float(value))
 
-        counts, proven, levels, deviations, planned = (np.zeros((RING, count)) for _ in range(5))
+        counts, levels, deviations = (np.zeros((RING, count)) for _ in range(3))
         return cls(
             settings=settings,
             level_rps=full(0.0),
             doubt=full(1.0),
             drift=full(FIRST_DRIFT),
             spread=full(1.0),
-            log_reserve=full(np.log(settings.first_reserve)),
+            envelope_rps=full(0.0),
             seen_s=full(0.0),
             lengths_s=np.zeros(RING),
             counts=counts,
-            proven_rps=proven,
             levels=levels,
             deviations=deviations,
-            planned=planned,
         )
 
     def update(self, counts: Array, interval_s: float) -> None:
@@ -122,7 +115,8 @@ class Forecast:
         self.lengths_s[at], self.counts[at], self.levels[at] = interval_s, counts, self.level_rps
         self.deviations[at] = self.deviation()
         self.rows += 1
-        self.proven_rps[at] = self.least_rps()
+        faded = self.level_rps + (self.envelope_rps - self.level_rps) * np.exp(-interval_s / self.settings.memory_s)
+        self.envelope_rps = np.maximum(faded, self.least_rps())
         self._learn_spread()
 
     def upper_rps(self) -> Array:
@@ -138,12 +132,9 @@ class Forecast:
                 best = np.maximum(best, (total - self.settings.proof * np.sqrt(total)) / length_s)
         return best
 
-    def reserve(self, planned_rps: Array, within_s: float) -> Array:
-        """The factor on `planned_rps` [function] that the next `within_s` seconds may need; learns from the last ones."""
-        if self.rows:
-            self.planned[(self.rows - 1) % RING] = planned_rps
-            self._learn_reserve(within_s)
-        return np.exp(self.log_reserve)
+    def peak_rps(self) -> Array:
+        """What must be possible before another replica could serve [function], requests per second."""
+        return np.asarray(np.maximum(self.upper_rps() * self.settings.reserve, self.envelope_rps))
 
     def deviation(self) -> Array:
         """Of the level over the short horizon, in requests per second."""
@@ -159,9 +150,9 @@ class Forecast:
         """The filters of these functions, in this order; row -1 stands for one that has seen nothing."""
         known = rows >= 0
         chosen = Forecast.of(len(rows), self.settings)
-        for name in ("level_rps", "doubt", "drift", "spread", "log_reserve", "seen_s"):
+        for name in ("level_rps", "doubt", "drift", "spread", "envelope_rps", "seen_s"):
             getattr(chosen, name)[known] = getattr(self, name)[rows[known]]
-        for name in ("counts", "proven_rps", "levels", "deviations", "planned"):
+        for name in ("counts", "levels", "deviations"):
             getattr(chosen, name)[:, known] = getattr(self, name)[:, rows[known]]
         chosen.lengths_s, chosen.rows = self.lengths_s.copy(), self.rows
         return chosen
@@ -188,15 +179,3 @@ class Forecast:
         quantile = self.settings.quantile
         moved = self.spread + self.settings.step * np.where(excess > self.spread, quantile, quantile - 1.0)
         self.spread = np.clip(moved, 0.0, self.settings.greatest_spread)
-
-    def _learn_reserve(self, within_s: float) -> None:
-        rows = self._last(within_s)
-        if self.rows <= len(rows):
-            return
-        planned = np.maximum(self.planned[(int(rows[-1]) - 1) % RING], LEAST_LEVEL_RPS)
-        ratio = np.log(np.maximum(self.proven_rps[rows].max(axis=0), 1e-3) / planned)
-        settings = self.settings
-        step = settings.reserve_step * np.where(
-            ratio > self.log_reserve, settings.reserve_quantile, settings.reserve_quantile - 1.0
-        )
-        self.log_reserve = np.clip(self.log_reserve + step, 0.0, np.log(settings.greatest_reserve))

@@ -20,7 +20,7 @@ import numpy as np
 from hasfaas.core.errors import InvalidRequestError, SLOInfeasibleError
 from hasfaas.executor.quota import Timing
 from hasfaas.rapp.surface import Surface
-from hasfaas.scaling.capacity import lane_rps
+from hasfaas.scaling.capacity import slice_rps
 
 Array = np.ndarray[Any, Any]
 
@@ -61,6 +61,8 @@ QUOTA_PERCENTS = (
 )
 SM_PERCENTS = tuple(float(share) for share in range(5, 101, 5))
 REPLICAS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
+# In devices: of two shapes that cost nearly the same, the one of fewer replicas is better.
+REPLICA_PRICE = 0.003
 RATES_RPS = np.geomspace(0.05, 20_000.0, 160)
 PEAKS = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 
@@ -124,11 +126,11 @@ class Frontier:
         batches = tuple(b for b in BATCHES if b <= min(batch_max, surface.batches[-1]))
         read = surface.over(batches, shares)
         hold_ms = read.quantile_ms(settings.hold_quantile).T
-        rps = lane_rps(
-            np.asarray(REPLICAS)[:, None, None, None],
+        rps = slice_rps(
+            np.asarray(REPLICAS)[:, None, None],
             np.asarray(batches),
             hold_ms[None, :, None, :],
-            np.asarray(QUOTA_PERCENTS)[:, None] / 100.0,
+            np.asarray(QUOTA_PERCENTS) / 100.0,
             max(slo_ms - overhead_ms, 0.0),
             timing,
             late_share=np.clip(late_share * settings.late_factor, 1e-5, 0.9),
@@ -151,7 +153,7 @@ class Frontier:
         enough = self.rps >= rate_rps
         quota = enough.argmax(axis=-1)
         able = enough[..., -1] & (self.rps[..., -1] >= peak_rps)
-        area = np.where(able, _area(self.sm_percents, quota), np.inf)
+        area = np.where(able, _price(self.sm_percents, quota), np.inf)
         row, share = np.unravel_index(int(area.argmin()), area.shape)
         return self._shape(int(row), int(share), int(quota[row, share])) if np.isfinite(area[row, share]) else None
 
@@ -217,10 +219,10 @@ def _count(replicas: int) -> int:
     return max(0, int(np.searchsorted(REPLICAS, replicas, side="right")) - 1)
 
 
-def _area(sm_percents: Array, quota: Array) -> Array:
-    """[replicas, sm] at these quota rows."""
-    shares = np.asarray(REPLICAS, float)[:, None] * sm_percents
-    return np.asarray(shares * np.asarray(QUOTA_PERCENTS, float)[quota] / 1e4)
+def _price(sm_percents: Array, quota: Array) -> Array:
+    """Area [replicas, sm] at these quota rows, and a little for each replica: its memory, its lane, its cold start."""
+    count = np.asarray(REPLICAS, float)[:, None]
+    return np.asarray(count * (sm_percents * np.asarray(QUOTA_PERCENTS, float)[quota] / 1e4 + REPLICA_PRICE))
 
 
 def _cheapest(rps: Array, sm_percents: Array) -> Array:
@@ -228,7 +230,7 @@ def _cheapest(rps: Array, sm_percents: Array) -> Array:
     whole = rps[..., -1]
     for column, rate in enumerate(RATES_RPS):
         enough = rps >= rate
-        area = np.where(enough[..., -1], _area(sm_percents, enough.argmax(axis=-1)), np.inf)
+        area = np.where(enough[..., -1], _price(sm_percents, enough.argmax(axis=-1)), np.inf)
         for row, peak in enumerate(PEAKS):
             able = np.where(whole >= peak * rate, area, np.inf)
             index = int(able.argmin())

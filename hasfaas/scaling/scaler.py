@@ -75,10 +75,8 @@ class HybridScaler:
         """(rate, peak) [function] in requests per second: to be carried now, and before another replica could serve."""
         functions, settings, forecast = observation.functions, self.settings, memory.forecast
         margin = np.exp(memory.log_margin)
-        within_s = float(functions.cold_start_s.max()) + settings.start_margin_s
         if settings.forecast:
-            rate = forecast.upper_rps()
-            peak = rate * forecast.reserve(rate, within_s)
+            rate, peak = forecast.upper_rps(), forecast.peak_rps()
         else:
             total, length_s = forecast.recent(10.0)
             rate = peak = 1.1 * total / max(length_s, 1e-9)

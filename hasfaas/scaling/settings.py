@@ -20,7 +20,6 @@ class ScalerSettings:
 
     tick_s: float = 1.0
     late_factor: float = 0.5
-    start_margin_s: float = 3.0
     forecasting: ForecastSettings = attrs.field(factory=ForecastSettings)
     hold_quantile: float = 0.9
     quota_calm_s: float = 10.0
@@ -30,7 +29,7 @@ class ScalerSettings:
     reshape_gain: float = 0.1
     keep_alive_s: float = 300.0
     margin_step: float = 0.02
-    margin_range: tuple[float, float] = (0.5, 2.0)
+    margin_range: tuple[float, float] = (0.7, 2.0)
     vertical: bool = True
     forecast: bool = True
     frontier: bool = True

@@ -40,13 +40,19 @@ def decide(
     its next execution ahead only when that costs no batch fill: without batching, or when a full batch waits. A stream is
     never sent ahead, since the one before it may last.
     """
-    if queued <= 0 or executions >= (1 if streams else PIPELINE_DEPTH):
-        return Wait()
-    if batch is None:
-        return Send(1)
-    if queued >= batch.max_size:
-        return Send(batch.max_size)
-    if executions > 0:
-        return Wait()
+    size = 1 if batch is None else batch.max_size
+    count = ready(queued, size, executions, 1 if streams else PIPELINE_DEPTH)
+    if batch is None or count in (0, size):
+        return Send(count) if count else Wait()
     left_s = batch.max_wait_ms / 1000.0 - oldest_wait_s
-    return Wait(left_s) if left_s > 0.0 else Send(queued)
+    return Wait(left_s) if left_s > 0.0 else Send(count)
+
+
+def ready(queued: int, size: int, executions: int, depth: int) -> int:
+    """How many calls of `queued` can go to a replica that holds `executions` of at most `depth`; fewer than `size`, a full
+    batch, may be made to wait for more. Whole numbers only: the simulator compiles this function."""
+    if queued <= 0 or executions >= depth:
+        return 0
+    if queued >= size:
+        return size
+    return queued if executions == 0 else 0

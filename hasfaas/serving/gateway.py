@@ -24,7 +24,7 @@ from hasfaas.core.errors import HasFaasError, InvalidRequestError, NotFoundError
 from hasfaas.core.spec import Kind, check_name
 from hasfaas.core.version import VERSION
 from hasfaas.serving.client_calls import ClientCalls, Intake
-from hasfaas.serving.ports import Control, FunctionRecord, Point, Profiling, Sizing, Store
+from hasfaas.serving.ports import Control, FunctionRecord, Point, Profiling, Scaling, Sizing, Store
 from hasfaas.serving.router import Call, Router
 from hasfaas.serving.views import device_to_proto, function_to_proto, news_to_proto
 from hasfaas.wire import bundle as bundles
@@ -107,6 +107,7 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
         store: Store,
         control: Control,
         profiling: Profiling,
+        scaling: Scaling,
         *,
         embedded: Callable[[], bool],
         window_ms: float,
@@ -116,6 +117,7 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
         self._store = store
         self._control = control
         self._profiling = profiling
+        self._scaling = scaling
         self._embedded = embedded
         self._window_ms = window_ms
         self._quantum_ms = quantum_ms
@@ -270,7 +272,12 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
                 replicas=request.replicas if request.HasField("replicas") else None,
                 lend=request.lend if request.HasField("lend") else None,
             )
-            applied_ms = await self._control.scale(record, change)
+            if request.auto and change != Sizing():
+                raise InvalidRequestError(f"{record.name}: auto takes back what was set; give it alone, without sizes")
+            if request.auto:
+                applied_ms = await self._control.release(record)
+            else:
+                applied_ms = await self._control.scale(record, change)
             fresh = self.record(record.name)
             return pb.ScaleFunctionResponse(function=self._status(fresh), applied_ms=applied_ms)
 
@@ -321,6 +328,14 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
             record = self.record(request.name)
             profile = self._profiling.get(record, request.device)
             return pb.GetProfileResponse(name=record.name, version=record.version, profile_json=profile)
+
+        return await _guard(context, answer())
+
+    async def ExplainFunction(  # noqa: N802
+        self, request: pb.ExplainFunctionRequest, context: Context
+    ) -> pb.ExplainFunctionResponse:
+        async def answer() -> pb.ExplainFunctionResponse:
+            return pb.ExplainFunctionResponse(explanation_json=self._scaling.explain(self.record(request.name)))
 
         return await _guard(context, answer())
 

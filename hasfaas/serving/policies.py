@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import attrs
@@ -25,11 +26,22 @@ def pick(loads: Sequence[ReplicaLoad], *, most: int) -> int | None:
     A replica at quota 0 is never chosen.
     """
     best: int | None = None
-    least = (0, 0.0, 0.0)
+    # Who holds `most` executions or more does not come before this.
+    executions, quota, began_s = most, math.inf, 0.0
     for index, load in enumerate(loads):
-        if load.executions >= most or load.quota_percent <= 0.0:
-            continue
-        order = (load.executions, -load.quota_percent, load.began_s)
-        if best is None or order < least:
-            best, least = index, order
+        if load.quota_percent > 0.0 and precedes(
+            load.executions, load.quota_percent, load.began_s, executions, quota, began_s
+        ):
+            best, executions, quota, began_s = index, load.executions, load.quota_percent, load.began_s
     return best
+
+
+def precedes(
+    executions: int, quota: float, began: float, other_executions: int, other_quota: float, other_began: float
+) -> bool:
+    """Whether one replica comes before another. Numbers only: the simulator compiles this function."""
+    if executions != other_executions:
+        return executions < other_executions
+    if quota != other_quota:
+        return quota > other_quota
+    return began < other_began

@@ -141,6 +141,10 @@ class Control(Protocol):
         """Sets what `change` names; milliseconds until it was in force. Nothing changes when it raises."""
         ...
 
+    async def release(self, record: FunctionRecord) -> float:
+        """Takes back what was set by hand, but for lending; milliseconds until that was in force."""
+        ...
+
     def replicas(self, name: str) -> Sequence[ReplicaView]: ...
 
     def devices(self) -> Sequence[DeviceView]: ...
@@ -226,6 +230,14 @@ class Profiling(Protocol):
         Raises ConflictError while the function is being profiled already, or when it is deployed anew meanwhile;
         PlacementError, UnavailableError, InvalidRequestError, and what the user's code raises.
         """
+        ...
+
+
+class Scaling(Protocol):
+    """Whoever sizes the functions that nobody sizes by hand."""
+
+    def explain(self, record: FunctionRecord) -> str:
+        """What it sees of a function and has decided about it, as JSON."""
         ...
 
 

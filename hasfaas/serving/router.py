@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -39,6 +40,10 @@ STREAM_CREDIT = 16
 MAX_QUEUED_BYTES = 1 << 30
 # Larger arguments are not kept to measure a function with.
 MAX_SAMPLE_BYTES = 4 << 20
+# Latencies that are kept for whoever asks.
+MOST_ANSWERED = 4096
+# A call that is sent within this time of its arrival has not waited.
+AT_ONCE_S = 0.001
 
 
 @attrs.define(eq=False)
@@ -55,6 +60,7 @@ class Call:
     attempts: int = 0
     items: int = 0
     done: bool = False
+    alone: bool = False
     replica: _Replica | None = None
     timer: asyncio.TimerHandle | None = None
 
@@ -71,6 +77,14 @@ class Counts:
     cancelled: int = 0
     redispatched: int = 0
     slo_met: int = 0
+
+
+@attrs.frozen
+class Answered:
+    """One call that was answered. `alone`: it met an idle replica and was sent to it at once, by itself."""
+
+    latency_ms: float
+    alone: bool
 
 
 @attrs.define(eq=False)
@@ -97,6 +111,7 @@ class _Function:
     replicas: dict[str, _Replica] = attrs.field(factory=dict)
     counts: Counts = attrs.field(factory=Counts)
     sample: RawPayload | None = None
+    answered: deque[Answered] = attrs.field(factory=lambda: deque(maxlen=MOST_ANSWERED))
     pump_timer: asyncio.TimerHandle | None = None
 
 
@@ -141,6 +156,15 @@ class Router:
         """The counts of one function, live; zeros for one that is not here (its deployment may be under way)."""
         function = self._functions.get(name)
         return function.counts if function else Counts()
+
+    def answered(self, name: str) -> list[Answered]:
+        """The calls that were answered since this was last asked; the latest 4,096 at most."""
+        function = self._functions.get(name)
+        if function is None:
+            return []
+        found = list(function.answered)
+        function.answered.clear()
+        return found
 
     def sample(self, name: str) -> RawPayload | None:
         """The arguments of a call that this deployment has answered, None before the first (and of at most 4 MiB)."""
@@ -360,6 +384,7 @@ class Router:
             call.attempts += 1
         if not replica.executions:
             replica.began_s = self._now_s()
+            calls[0].alone = len(calls) == 1 and replica.began_s - calls[0].arrived_s < AT_ONCE_S
         replica.executions.append({call.call_id for call in calls})
         replica.idle.clear()
         replica.channel.execute([(call.call_id, call.arguments) for call in calls])
@@ -471,7 +496,9 @@ class Router:
         counts.completed += 1
         if call.function.sample is None:
             call.function.sample = _sample(call.arguments)
-        if (self._now_s() - call.arrived_s) * 1000.0 <= call.function.spec.slo_ms:
+        latency_ms = (self._now_s() - call.arrived_s) * 1000.0
+        call.function.answered.append(Answered(latency_ms, call.alone))
+        if latency_ms <= call.function.spec.slo_ms:
             counts.slo_met += 1
         self._end(call)
 

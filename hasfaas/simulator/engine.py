@@ -10,8 +10,7 @@ from typing import Any, Literal
 import attrs
 import numpy as np
 
-from hasfaas.core.allocation import MAX_LANES, PPM_PER_PERCENT
-from hasfaas.executor.quota import PPM
+from hasfaas.core.allocation import PPM_PER_PERCENT
 from hasfaas.scaling.decision import Action, AddReplica, Decision
 from hasfaas.scaling.observation import Devices, Functions, Observation, Replicas
 from hasfaas.scaling.policy import Policy
@@ -26,6 +25,8 @@ Array = np.ndarray[Any, Any]
 
 NS_PER_S = 1_000_000_000
 LEAST_TICK_NS, GREATEST_TICK_NS = 1_000_000, 60 * NS_PER_S
+# How long calls that have arrived are still served after the end.
+LONGEST_END_NS = 600 * NS_PER_S
 Kind = Literal["start", "tick", "act", "ready"]
 
 
@@ -91,7 +92,7 @@ class _Run:
     def _finish(self) -> None:
         """What has arrived is still answered, or dropped; nobody decides any more, and nothing costs."""
         self.fleet.world.client[0].stage = len(self.fleet.world.stages)
-        last_ns = self.end_ns + round(self.scenario.drop_after_s * NS_PER_S)
+        last_ns = self.end_ns + min(round(self.scenario.drop_after_s * NS_PER_S), LONGEST_END_NS)
         while self._events and self._events[0][0] <= last_ns:
             now_ns, _, kind, what = heapq.heappop(self._events)
             if kind == "ready":
@@ -137,21 +138,15 @@ class _Run:
         fleet.collect()
         if fleet.changed:
             self._check()
-            self._members = _members(fleet)
+            if self._members.rows is not fleet.rows:
+                self._members = _members(fleet)
             fleet.changed = False
 
     def _check(self) -> None:
         """What only a bug breaks: lanes, memory and occupancy within bounds, the sums equal to what replicas hold."""
-        fleet, world = self.fleet, self.fleet.world
-        slots = world.slots[fleet.rows]
-        held_ppm = np.bincount(slots["lane"], slots["quota_ppm"], len(world.lanes))
-        assert np.array_equal(held_ppm, fleet.lane_ppm), "the quotas of a lane are not those of its replicas"
-        assert held_ppm.max() <= PPM, "a lane is over-committed"
-        units = np.array([device.units for device in self.scenario.devices])
-        taken = fleet.lane_units.reshape(-1, MAX_LANES)
-        assert np.all(taken.sum(axis=1) <= units), "the lanes of a device have more units than it"
-        occupancy = (taken * held_ppm.reshape(taken.shape)).sum(axis=1) / PPM / units
-        assert np.all((occupancy >= 0.0) & (occupancy <= 1.0 + 1e-9)), "the occupancy of a device lies outside [0, 1]"
+        fleet = self.fleet
+        wrong = self.kernel.audit(fleet.world, fleet.lane_ppm, fleet.lane_units, fleet.device_units)
+        assert not wrong, f"lanes are over-committed, or not what their replicas hold (events.audit: {wrong})"
         assert fleet.memory_fits(), "the memory of a device is over-committed"
 
     def _observe(self) -> Observation:
@@ -177,8 +172,8 @@ class _Run:
         )
         now_ns, before_ns = fleet.now_ns, self._observed_ns
         self._observed_ns = now_ns
-        table = attrs.evolve(
-            self._constant.functions,
+        table = Functions(
+            **self._constant.functions,
             arrivals=counts["arrived"] - seen["arrived"],
             completed=counts["completed"] - seen["completed"],
             late=counts["late"] - seen["late"],
@@ -209,8 +204,9 @@ class _Run:
 
 @attrs.frozen(eq=False)
 class _Members:
-    """The columns of `Replicas` that stay while nobody comes or goes."""
+    """The columns of `Replicas` that stay while nobody comes or goes, and the rows that they are for."""
 
+    rows: Array
     ids: tuple[str, ...]
     function: Array
     device: Array
@@ -222,6 +218,7 @@ class _Members:
 def _members(fleet: Fleet) -> _Members:
     lives = [fleet.life(row) for row in fleet.rows.tolist()]
     return _Members(
+        rows=fleet.rows,
         ids=tuple(life.replica_id for life in lives),
         function=np.array([life.function for life in lives], np.int64),
         device=np.array([life.device for life in lives], np.int64),
@@ -235,27 +232,21 @@ def _members(fleet: Fleet) -> _Members:
 class _Constant:
     """The parts of an observation that never change; the others are filled in at each tick."""
 
-    functions: Functions
+    functions: dict[str, Any]
     devices: Devices
 
 
 def _constant(scenario: Scenario) -> _Constant:
     functions, devices = scenario.functions, scenario.devices
-    nothing = np.zeros(len(functions), np.int64)
 
     def column(name: str) -> Array:
         return np.array([getattr(function, name) for function in functions])
 
     return _Constant(
-        Functions(
+        dict(  # noqa: C408 - reads as the class does
             names=scenario.names,
             slo_ms=column("slo_ms"),
             late_share=column("late_share"),
-            arrivals=nothing,
-            completed=nothing,
-            late=nothing,
-            waiting=nothing,
-            in_flight=nothing,
             min_replicas=column("min_replicas"),
             max_replicas=column("max_replicas"),
             memory_bytes=column("memory_bytes"),

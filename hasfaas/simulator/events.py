@@ -372,6 +372,26 @@ def look(world: World, rows: Array) -> None:
             close(slot, world.functions[slot.function], clock, now_ns)
 
 
+def audit(world: World, lane_ppm: Array, lane_units: Array, device_units: Array) -> int:
+    """0 if the lanes are as they may be, and as they are said to be. 1: the quotas of a lane are not those of its replicas;
+    2: they sum to more than all of it; 3: the lanes of a device have more units than it, or its occupancy is above 1."""
+    for device in range(len(device_units)):
+        units, occupied = 0, 0.0
+        for lane in range(device * MAX_LANES, (device + 1) * MAX_LANES):
+            held_ppm = 0
+            for place in range(world.lanes[lane].seats):
+                held_ppm += world.slots[world.seats[lane, place]].quota_ppm
+            if held_ppm != lane_ppm[lane]:
+                return 1
+            if held_ppm > PPM or held_ppm < 0:
+                return 2
+            units += lane_units[lane]
+            occupied += lane_units[lane] * (held_ppm / PPM)
+        if units > device_units[device] or occupied > device_units[device] * (1.0 + 1e-9):
+            return 3
+    return 0
+
+
 def charge(slot: Any, now_ns: int) -> None:
     """Without lanes a replica uses its quota of the time that it is busy."""
     if slot.executions:

@@ -56,7 +56,9 @@ class Fleet:
         devices = len(scenario.devices)
         self.lane_units = np.zeros(devices * MAX_LANES, np.int64)
         self.lane_ppm = np.zeros(devices * MAX_LANES, np.int64)
+        self.device_units = np.array([device.units for device in scenario.devices])
         self._memory = np.zeros(devices, np.int64)
+        self._memory_there = np.array([device.memory_bytes for device in scenario.devices])
         self._grow()
 
     @property
@@ -125,8 +127,7 @@ class Fleet:
 
     def memory_fits(self) -> bool:
         """Whether the memory of every device suffices for its replicas."""
-        have = np.array([device.memory_bytes for device in self.scenario.devices])
-        return bool(np.all((self._memory >= 0) & (self._memory <= have)))
+        return bool(np.all((self._memory >= 0) & (self._memory <= self._memory_there)))
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
@@ -183,9 +184,9 @@ class Fleet:
         row = self._row.get(replica_id)
         if row is None:
             return f"replica {replica_id} is gone"
-        slot = self.world.slots[row]
-        quota_ppm, lane = round(quota_percent * PPM_PER_PERCENT), int(slot.lane)
-        others_ppm = int(self.lane_ppm[lane] - slot.quota_ppm)
+        slots = self.world.slots
+        quota_ppm, lane = round(quota_percent * PPM_PER_PERCENT), slots["lane"][row]
+        others_ppm = int(self.lane_ppm[lane] - slots["quota_ppm"][row])
         if not 0 <= quota_ppm <= PPM - others_ppm:
             left = (PPM - others_ppm) / PPM_PER_PERCENT
             return f"quota {quota_percent:g} % of {replica_id} does not fit its lane: {left:g} % is left"

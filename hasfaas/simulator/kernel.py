@@ -34,18 +34,19 @@ class Kernel:
     rebatch: Callable[[World, int, int], None]
     drain: Callable[[World, int], None]
     look: Callable[[World, Array], None]
+    audit: Callable[[World, Array, Array, Array], int]
     compiled: bool
 
 
 INTERPRETED = Kernel(
-    events.serve, events.attach, events.requota, events.rebatch, events.drain, events.look, compiled=False
+    events.serve, events.attach, events.requota, events.rebatch, events.drain, events.look, events.audit, compiled=False
 )
 
 
 @functools.cache
 def load() -> Kernel:
-    """The compiled kernel, or the interpreted one if numba is not installed. Compiling takes some 20 s, so the code is kept in
-    the user's cache, in a folder for each version of the sources that went into it."""
+    """The compiled kernel, or the interpreted one if numba is not installed. Compiling takes some 20 s, so the code is kept
+    in the user's cache, in a folder for each version of the sources that went into it."""
     try:
         import numba
         from numba.extending import register_jitable
@@ -56,7 +57,7 @@ def load() -> Kernel:
         register_jitable(function)
     folder = _cache_folder()
 
-    def compiled(function: Callable[..., None]) -> Any:
+    def compiled(function: Callable[..., object]) -> Any:
         # Without reference counts: nothing is allocated here, and counting the arrays of a world at each call of a function
         # takes six times as long as all the rest.
         return numba.njit(function, cache=folder is not None, _nrt=False)  # type: ignore[call-overload]
@@ -69,6 +70,7 @@ def load() -> Kernel:
             rebatch=compiled(events.rebatch),
             drain=compiled(events.drain),
             look=compiled(events.look),
+            audit=compiled(events.audit),
             compiled=True,
         )
 

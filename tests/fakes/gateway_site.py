@@ -66,6 +66,11 @@ class RecordingControl:
         self.store.resize(record.name, change)
         return 12.5
 
+    async def release(self, record: FunctionRecord) -> float:
+        self.asked.append(("release", record.name))
+        self.store.resize(record.name, Sizing())
+        return 3.5
+
     def _refuse(self) -> None:
         refused, self.refuses = self.refuses, None
         if refused is not None:
@@ -118,6 +123,13 @@ class MemoryProfiling:
             self.ended += 1
 
 
+class MemoryScaling:
+    """Explains by name."""
+
+    def explain(self, record: FunctionRecord) -> str:
+        return f'{{"function": "{record.name}"}}'
+
+
 class ToRouter:
     """A channel's events, as the fleet wires them."""
 
@@ -154,6 +166,7 @@ class Site:
             self.store,
             self.control,
             self.profiling,
+            MemoryScaling(),
             embedded=lambda: True,
             window_ms=100.0,
             quantum_ms=10.0,

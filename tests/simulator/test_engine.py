@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -16,8 +17,9 @@ from hasfaas.scaling.decision import Action, AddReplica, DrainReplica, Rebatch, 
 from hasfaas.scaling.observation import Life
 from hasfaas.simulator import kernel
 from hasfaas.simulator.engine import run
+from hasfaas.simulator.fleet import ReplicaLife
 from hasfaas.simulator.grid import LatencyGrid
-from hasfaas.simulator.result import Result
+from hasfaas.simulator.result import Result, provisioned_gpu_s
 from hasfaas.simulator.scenario import ClosedLoop, Scenario, SimDevice, SimFunction
 from tests.fakes.scripted_policy import ScriptedPolicy, add
 
@@ -175,6 +177,11 @@ def test_interpreted_and_compiled_runs_are_equal(law: Literal["lane", "table"]) 
     assert interpreted.interpreted
 
 
+def test_without_numba_the_kernel_is_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numba", None)
+    assert kernel.load.__wrapped__() is kernel.INTERPRETED
+
+
 # -- lanes ----------------------------------------------------------------------------------------------------------------
 
 
@@ -278,6 +285,19 @@ def test_the_three_costs_of_a_steady_replica() -> None:
     assert result.used_gpu_s == pytest.approx(31 * 0.010 * 0.5, rel=0.04)
     assert result.billed_gpu_s == pytest.approx(result.reserved_gpu_s)
     assert len(result.counted()[0]) == 31
+
+
+def test_devices_are_provisioned_while_anybody_is_there() -> None:
+    def life(device: int, asked_s: float, gone_s: float | None) -> ReplicaLife:
+        gone_ns = None if gone_s is None else round(gone_s * 1e9)
+        return ReplicaLife("f-0", 0, device, 0, 100.0, round(asked_s * 1e9), gone_ns=gone_ns)
+
+    lives = [life(0, 0.0, 4.0), life(0, 3.0, 6.0), life(0, 8.0, 9.0), life(1, 9.0, 10.0), life(2, 5.0, None)]
+    for from_s, to_s, total_s in ((0.0, 20.0, 6.0 + 1.0 + 1.0 + 15.0), (5.5, 8.5, 0.5 + 0.5 + 3.0)):
+        found_s, peak = provisioned_gpu_s(lives, from_s, to_s)
+        assert found_s == pytest.approx(total_s)
+        assert peak == 2
+    assert provisioned_gpu_s([], 0.0, 20.0) == (0.0, 0)
 
 
 def test_shares_are_rounded_up_to_whole_units() -> None:

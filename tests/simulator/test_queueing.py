@@ -41,7 +41,7 @@ def served(
         warmup_s=20.0 / rps * 100.0,
         noise=0.0,
         factors=random.exponential(1.0, calls) if exponential else None,
-        drop_after_s=1e6,
+        drop_after_s=1e5,
     )
     script = {0.0: [add(lane=i, sm=100.0 / 8.0, batch=function.batch_max) for i in range(servers)]}
     return run(scenario, ScriptedPolicy(script, tick_s=30.0))
