@@ -3,8 +3,9 @@ tells the truth about it.
 
 `python -m benchmarks.scaling_live --json out.json`, about four minutes. Three parts:
 
-    step     load x3 in one second while a further replica takes 10 s to start: the instant when the greater quota is in
-             force, and the calls that were late in the 12 s from then on, with vertical scaling and without
+    step     load x3 in one second while a further replica takes 10 s to start: when, after that second, a greater quota is
+             in force, and the calls that were late in the 12 s from its beginning. The same again with the quota fixed
+             at what it was when the step begins and a second replica asked for one second later, as soon as anybody could
     agree    the same arrivals on the gateway and in the simulator, by the same scaler: late calls and device time
     replay   the logs of all these runs, shown to a fresh scaler: every decision must be the same
 
@@ -16,10 +17,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from hasfaas.scaling import journal
 from hasfaas.scaling.observation import Observation
 from hasfaas.sdk.cli_replay import fresh
 from hasfaas.sdk.client import Client
+from hasfaas.sdk.function import Function
 from hasfaas.simulator.engine import run as simulate
 from hasfaas.simulator.result import Result
 from hasfaas.simulator.scenario import Scenario, SimDevice, SimFunction
@@ -51,17 +54,24 @@ TABLE = {
     "latency_ms": [[(4 + 2 * b) * (0.6 + 40 / s) for s in SHARES] for b in BATCHES],
 }
 DEVICES, UNITS, MEMORY_BYTES, REPLICA_BYTES = 2, 80, 4 * 2**30, 128 * 2**20
-STEP_COLD_START_S, STEP_RPS, STEP_FACTOR = 10.0, 8.0, 3.0
-BEFORE_S, AFTER_S = 20.0, 12.0
+# Slow on few SMs: the cheapest slice is a large lane at a small quota, with room for a step.
+STEP_TABLE = {
+    "batches": list(BATCHES),
+    "sm_percents": list(SHARES),
+    "latency_ms": [[(2 + b) * (0.3 + 70 / s * (1 + 400 / s**2)) for s in SHARES] for b in BATCHES],
+}
+STEP_COLD_START_S, STEP_RPS, STEP_FACTOR = 10.0, 16.0, 3.0
+# Few calls while the first replica starts, and no jump until the one that is looked at.
+WARMING = ((0.5, 14.0), (2.0, 4.0), (4.0, 4.0), (8.0, 5.0))
+STEADY_S, RAMP_S, AFTER_S = 20.0, 1.0, 11.0
+FIRST_S = sum(seconds for _, seconds in WARMING)
+BEFORE_S = FIRST_S + STEADY_S
+STEP_SETTINGS = {"keep_alive_s": 60.0, "quota_calm_s": 3.0}
 AGREE_COLD_START_S = 2.0
-# (rps, seconds) of the three series that both serve. Decisions at the edge of a threshold go either way, and three functions
-# have more of them than one.
-AGREE_LOADS = (
-    ((10.0, 25.0), (30.0, 25.0), (60.0, 25.0), (20.0, 45.0)),
-    ((25.0, 40.0), (50.0, 25.0), (12.0, 30.0), (35.0, 25.0)),
-    ((15.0, 30.0), (15.0, 30.0), (40.0, 30.0), (8.0, 30.0)),
-)
-WARM_UP_S = 10.0
+# Mean rps of three series that rise and fall by half; decisions at the edge of a threshold go either way, and three functions
+# have more of them than one. No jumps: what those cost hangs on the instant of the next tick, and is the step's business.
+AGREE_RPS, AGREE_SWING, AGREE_PERIOD_S, AGREE_S = (12.0, 25.0, 40.0), 0.5, 80.0, 120.0
+WARM_UP_S = 20.0
 TICK_S, WINDOW_S = 1.0, 0.1
 # What observing, deciding and acting take on the gateway.
 ACT_DELAY_S = 0.02
@@ -83,6 +93,9 @@ FUNCTIONS = tuple(
     )
     for name in NAMES
 )
+# One by one, so that a fuller batch is no way out.
+STEPPED = function(slo_ms=SLO_MS, memory="128MiB", replicas=(0, 64), example=_ones, name="live.step")(same)
+Meanwhile = Callable[[float], Awaitable[None]]
 
 
 @attrs.frozen(eq=False)
@@ -131,7 +144,9 @@ def poisson(load: Sequence[tuple[float, float]], rng: np.random.Generator) -> Ar
     return np.concatenate(found)
 
 
-async def offered(arrivals: Sequence[Array]) -> tuple[float, list[Array]]:
+async def offered(
+    functions: Sequence[Function[..., Array]], arrivals: Sequence[Array], meanwhile: Meanwhile
+) -> tuple[float, list[Array]]:
     """Sends a call at each instant, whatever becomes of the others; instant 0, and latencies from the due ones."""
     latency_ms = [np.full(len(each), np.inf) for each in arrivals]
     item = np.ones(4)
@@ -139,13 +154,13 @@ async def offered(arrivals: Sequence[Array]) -> tuple[float, list[Array]]:
 
     async def one(row: int, number: int, due_s: float) -> None:
         try:
-            await FUNCTIONS[row].aio(item)
+            await functions[row].aio(item)
             latency_ms[row][number] = (time.monotonic() - began_s - due_s) * 1000.0
         except hasfaas.HasFaasError as exc:
             report(f"  a call failed: {exc}")
 
     due = sorted((at_s, row, number) for row, each in enumerate(arrivals) for number, at_s in enumerate(each.tolist()))
-    calls = []
+    calls = [asyncio.ensure_future(meanwhile(began_s))]
     for at_s, row, number in due:
         await asyncio.sleep(max(0.0, began_s + at_s - time.monotonic()))
         calls.append(asyncio.ensure_future(one(row, number, at_s)))
@@ -153,17 +168,28 @@ async def offered(arrivals: Sequence[Array]) -> tuple[float, list[Array]]:
     return began_s, latency_ms
 
 
-def served(arrivals: Sequence[Array], cold_start_s: float, scaling: Mapping[str, object]) -> Served:
-    """Serves series on a gateway of its own, where each function has a profile and no replica."""
+async def nothing(began_s: float) -> None:
+    """Nobody does anything meanwhile."""
+
+
+def served(
+    functions: Sequence[Function[..., Array]],
+    arrivals: Sequence[Array],
+    cold_start_s: float,
+    table: Mapping[str, object],
+    scaling: Mapping[str, object],
+    meanwhile: Meanwhile = nothing,
+) -> Served:
+    """Serves series on a gateway of its own, where each function has a profile and no replica. `meanwhile` is told when the
+    first series begins, and runs beside."""
     device = {"kind": "sim", "count": DEVICES, "sms": UNITS, "memory": "4GiB", "cold_start_s": cold_start_s}
-    tables = {"profile": dict.fromkeys(NAMES, TABLE)}
-    mine = FUNCTIONS[: len(arrivals)]
+    tables = {"profile": {each.name: table for each in functions}}
     with running_gateway({"devices": [device | tables], "scaling": scaling}) as client:
-        for each in mine:
+        for each in functions:
             each.deploy(warm=False)
-        surfaces = tuple(profiled(client, each.name) for each in mine)
-        began_s, latency_ms = asyncio.run(offered(arrivals))
-        told = tuple(client.run(client.explain(each.name)) for each in mine)
+        surfaces = tuple(profiled(client, each.name) for each in functions)
+        began_s, latency_ms = asyncio.run(offered(functions, arrivals, meanwhile))
+        told = tuple(client.run(client.explain(each.name)) for each in functions)
         # The last line may still be being written.
         text = Path(told[0]["log"]).read_text()
         log = tuple(text[: text.rfind("\n") + 1].splitlines())
@@ -174,7 +200,7 @@ def profiled(client: Client, name: str) -> Surface:
     """Measures a function; its surface."""
 
     async def whole() -> None:
-        async for _ in client.profile(name, points=16):
+        async for _ in client.profile(name, points=8):
             pass
 
     client.run(whole())
@@ -186,11 +212,17 @@ def profiled(client: Client, name: str) -> Surface:
 
 def step(seed: int) -> dict[str, Any]:
     """Both runs of the step, and what vertical scaling saved."""
-    load = ((STEP_RPS, BEFORE_S), (STEP_FACTOR * STEP_RPS, AFTER_S))
+    ramp = ((1.0 + (STEP_FACTOR - 1.0) * (k + 0.5) / 10.0) * STEP_RPS for k in range(10))
+    load = (
+        *WARMING,
+        (STEP_RPS, STEADY_S),
+        *((rps, RAMP_S / 10.0) for rps in ramp),
+        (STEP_FACTOR * STEP_RPS, AFTER_S),
+    )
     arrivals = [poisson(load, np.random.default_rng(seed))]
     found: dict[str, Any] = {"calls_after": int(np.sum(arrivals[0] >= BEFORE_S)), "replays": []}
-    for name, vertical in (("vertical", True), ("fixed", False)):
-        run = served(arrivals, STEP_COLD_START_S, {"keep_alive_s": 60.0, "vertical": vertical})
+    for name, meanwhile in (("vertical", nothing), ("fixed", fixed)):
+        run = served([STEPPED], arrivals, STEP_COLD_START_S, STEP_TABLE, STEP_SETTINGS, meanwhile)
         found[name] = _step_of(run)
         report(f"step, {name}: {found[name]}")
         found["replays"].append(replayed(run))
@@ -203,25 +235,35 @@ def step(seed: int) -> dict[str, Any]:
     }
 
 
+async def fixed(began_s: float) -> None:
+    """From the step on the quota stays as it is; one more replica is asked for a second later, and serves ten later still."""
+    await asyncio.sleep(began_s + BEFORE_S - time.monotonic())
+    ready = [each for each in (await asyncio.to_thread(STEPPED.status)).replicas if each.state == "ready"]
+    quota = max(each.quota_percent for each in ready)
+    await asyncio.to_thread(STEPPED.scale, quota=quota, replicas=len(ready))
+    await asyncio.sleep(began_s + BEFORE_S + TICK_S - time.monotonic())
+    await asyncio.to_thread(STEPPED.scale, replicas=len(ready) + 1)
+
+
 def _step_of(run: Served) -> dict[str, Any]:
-    """The quota before the step, when a greater one was in force (in seconds from the step), and who was late."""
+    """The quota before the step; when a greater one was in force, in seconds from when the load had tripled; who was late."""
     at_s = run.began_s + BEFORE_S
     before = [tick.observation for tick in run.ticks() if tick.observation.now_s <= at_s][-1]
     quota = float(before.replicas.quota_percent.max(initial=0.0))
     end = run.ticks()[-1].observation.now_s
     told = run.explanations[0]
     raised = [
-        end + told["decided_ago_s"] - action["ago_s"] + action["in_force_ms"] / 1000.0 - at_s
+        end + told["decided_ago_s"] - action["ago_s"] + action["in_force_ms"] / 1000.0 - at_s - RAMP_S
         for action in told["actions"]
         if action["do"] == "resize" and action["in_force_ms"] is not None and action["quota_percent"] > quota
     ]
     return {
         "quota_before_percent": quota,
         "replicas_before": len(before.replicas),
-        "in_force_s": min((seconds for seconds in raised if seconds > 0.0), default=None),
+        "in_force_s": min((seconds for seconds in raised if seconds > -RAMP_S), default=None),
         "late": run.late(BEFORE_S),
-        "late_before": run.late(WARM_UP_S) - run.late(BEFORE_S),
-        "device_s": run.device_s(BEFORE_S, BEFORE_S + AFTER_S),
+        "late_before": run.late(FIRST_S) - run.late(BEFORE_S),
+        "device_s": run.device_s(BEFORE_S, BEFORE_S + RAMP_S + AFTER_S),
     }
 
 
@@ -231,14 +273,13 @@ def _step_of(run: Served) -> dict[str, Any]:
 def agree(seed: int) -> dict[str, Any]:
     """The series on a gateway and in the simulator."""
     rng = np.random.default_rng(seed)
-    arrivals = [poisson(load, rng) for load in AGREE_LOADS]
-    run = served(arrivals, AGREE_COLD_START_S, {"keep_alive_s": 60.0})
-    end_s = sum(seconds for _, seconds in AGREE_LOADS[0])
-    result = simulated(run, end_s, seed)
+    arrivals = [poisson(waves(rps, phase), rng) for phase, rps in enumerate(AGREE_RPS)]
+    run = served(FUNCTIONS, arrivals, AGREE_COLD_START_S, TABLE, {"keep_alive_s": 60.0})
+    result = simulated(run, AGREE_S, seed)
     latency_ms = run.latencies_ms(WARM_UP_S)
     live, virtual = 100.0 * run.late(WARM_UP_S) / len(latency_ms), 100.0 * result.violations()
-    live_s, virtual_s = run.device_s(WARM_UP_S, end_s), float(result.reserved.sum())
-    found = {
+    live_s, virtual_s = run.device_s(WARM_UP_S, AGREE_S), float(result.reserved.sum())
+    return {
         "calls": len(latency_ms),
         "lost": int(np.sum(~np.isfinite(latency_ms))),
         "live_violations_percent": live,
@@ -253,8 +294,15 @@ def agree(seed: int) -> dict[str, Any]:
         "cost_met": abs(live_s / virtual_s - 1.0) * 100.0 <= COST_PERCENT,
         "replays": [replayed(run)],
     }
-    report(f"agree: {found}")
-    return found
+
+
+def waves(mean_rps: float, phase: int) -> list[tuple[float, float]]:
+    """A rate that swings about its mean, second by second; each phase is a third of a period later."""
+
+    def rps(second: int) -> float:
+        return mean_rps * (1.0 + AGREE_SWING * math.sin(2.0 * math.pi * (second / AGREE_PERIOD_S - phase / 3.0)))
+
+    return [(rps(second), 1.0) for second in range(int(AGREE_S))]
 
 
 def simulated(run: Served, end_s: float, seed: int) -> Result:
@@ -298,7 +346,7 @@ def simulated(run: Served, end_s: float, seed: int) -> Result:
 def replayed(run: Served) -> dict[str, Any]:
     """How many decisions of a log a fresh scaler comes to as well, and whether all."""
     found = journal.replay(run.log, fresh)
-    return {"agree": found.agree, "same": found.difference is None}
+    return {"agree": found.agree, "same": found.difference is None, "log": run.log}
 
 
 def report(text: str) -> None:
@@ -311,6 +359,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--only", choices=("step", "agree"), action="append", help="this part; repeatable")
+    parser.add_argument("--logs", type=Path, help="keep the decision logs in this folder")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     parts = given.only or ["step", "agree"]
@@ -337,6 +386,12 @@ def main() -> int:
         f"{'all the same' if document['replay_identical'] else 'NOT all the same'}"
     )
     document |= {"load_at_end": os.getloadavg(), "seconds": time.monotonic() - began_s}
+    if given.logs:
+        given.logs.mkdir(parents=True, exist_ok=True)
+        for number, one in enumerate(replays):
+            (given.logs / f"{number}.jsonl").write_text("\n".join(one["log"]) + "\n")
+    for one in replays:
+        del one["log"]
     print(f"load {document['load_at_start'][0]:.1f} .. {document['load_at_end'][0]:.1f}, {document['seconds']:.0f} s")
     if given.json:
         given.json.write_text(json.dumps(document, indent=1))

@@ -16,7 +16,8 @@ once, so that much less of the deadline is left:
 
 The second counts what an account saves while the replica idles. It holds for one replica exactly: the time the account
 needs to be full is the workload of a queue with service t / q, and a batch is late if it finds more than
-d - worst + cap / q. Several replicas spend their credit evenly, since the router sends a call to the one that was idle longest.
+d - worst + cap / q. Several replicas spend their credit evenly, since the router sends a call to the one that was
+idle longest.
 Batches that are not full spend credit at the price of full ones. Full speed is a bound as well: L = t, d.
 
 What the router sends ahead to a busy replica may stand behind a batch that has just begun, though another replica ends
@@ -105,6 +106,8 @@ def lane_rps(
     mean = lane_law.saturated_mean_ms(hold, share)
     served = np.isfinite(mean)
     mean, worst = np.where(served, mean, 1.0), np.where(served, worst, 1.0)
+    # A lease of each neighbour, which credit does not shorten.
+    blocked = np.asarray(neighbours, float) * timing.quantum_ns / 1e6
     left = deadline - (worst - mean)
     credit = lane_law.credit_ms(share, timing)
 
@@ -113,7 +116,7 @@ def lane_rps(
 
     empty = np.where(n == 1.0, rps(n, b, mean, left), _several_rps(rps, n, b, mean, left))
     # One at a time: what fuller batches add is not counted.
-    saved = np.minimum(rps(n, 1.0, mean, left + credit), rps(n, 1.0, hold, deadline))
+    saved = np.minimum(rps(n, 1.0, mean, left + credit), rps(n, 1.0, hold, deadline - blocked))
     return np.where(served, np.maximum(empty, np.where((n == 1.0) | (b == 1.0), saved, 0.0)), 0.0)
 
 

@@ -7,7 +7,8 @@ A local-level Kalman filter with an adaptive drift (scaling reference, section 3
 
 `upper_rps`, what is planned for now, is m + spread sqrt(P + h Q m): the doubt about the level and its drift within a short
 horizon h, without the noise of the counts themselves, which the capacity rule has already counted. `spread` is an online
-quantile (pinball gradient) of how far the mean rate of the next h seconds lies off, in deviations with the noise of that mean.
+quantile (pinball gradient) of how far the mean rate of the next h seconds lies off, in deviations with the noise of
+that mean.
 A filter is slow where the load jumps, so the bound is never less than what is proven: the count of the last 1, 2 and 5
 seconds less `proof` deviations.
 
@@ -40,16 +41,18 @@ def _share(_instance: object, attribute: attrs.Attribute[float], value: float) -
 
 @attrs.frozen
 class ForecastSettings:
-    """`quantile` is the level of the online quantile, `step` how fast it moves, in deviations. `proof` is by how many deviations
-    a count must stand out to prove a rate. `memory_s` is how long peaks are remembered, `reserve` the least of them as a factor."""
+    """`quantile` is the level of the online quantile, `step` how fast it moves, in deviations. `proof` is by how many
+    deviations
+    a count must stand out to prove a rate. `memory_s` is how long peaks are remembered, `reserve` the least of them
+    as a factor."""
 
-    quantile: float = attrs.field(default=0.9, validator=_share)
+    quantile: float = attrs.field(default=0.65, validator=_share)
     step: float = 0.05
     horizon_s: float = 2.0
     proof: float = 2.0
     greatest_spread: float = 4.0
-    memory_s: float = 600.0
-    reserve: float = 1.25
+    memory_s: float = 1200.0
+    reserve: float = 1.05
 
 
 @attrs.define(eq=False)

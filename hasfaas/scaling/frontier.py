@@ -4,7 +4,8 @@ The capacity rule (`capacity.lane_rps`) over a grid of replicas x SM share x quo
 upper quantile of the predicted hold. A frontier is made once for a surface; reading it is a lookup.
 
     area = replicas x sm x quota            what it costs, in whole devices
-    table [peak, rate]                      the cheapest (replicas, sm) whose quota can be raised to carry `peak` times the rate
+    table [peak, rate]                      the cheapest (replicas, sm) whose quota can be raised to carry `peak`
+    times the rate
 
 The second line is what vertical scaling asks of a shape: today's quota is paid, but the lane must have room for the
 rate that may come before another replica could serve.
@@ -20,7 +21,7 @@ import numpy as np
 from hasfaas.core.errors import InvalidRequestError, SLOInfeasibleError
 from hasfaas.executor.quota import Timing
 from hasfaas.rapp.surface import Surface
-from hasfaas.scaling.capacity import slice_rps
+from hasfaas.scaling.capacity import GREATEST_UTILISATION, slice_rps
 
 Array = np.ndarray[Any, Any]
 
@@ -61,20 +62,25 @@ QUOTA_PERCENTS = (
 )
 SM_PERCENTS = tuple(float(share) for share in range(5, 101, 5))
 REPLICAS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
-# In devices: of two shapes that cost nearly the same, the one of fewer replicas is better.
-REPLICA_PRICE = 0.003
 RATES_RPS = np.geomspace(0.05, 20_000.0, 160)
 PEAKS = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 
 
 @attrs.frozen
 class FrontierSettings:
-    """`late_share` scales what the promise allows (0.5 plans for half of it), `hold_quantile` is that of the predicted hold,
-    `neighbours` how many other replicas a lane is shared with, `least_quota_percent` and `most_sm_percent` bound the grid."""
+    """`late_factor` scales what the promise allows (0.5 plans for half of it), `hold_quantile` is that of the predicted hold,
+    `neighbours` how many other replicas a lane is shared with. `insurance` is what may be paid more, as a share, for a shape
+    that can carry greater peaks. `replica_price` is what each replica costs beside its area, in devices: its memory,
+    its lane, its
+    cold start; `least_quota` is the part of its lane that it counts for at least. `sm_percents` replaces the
+    surface's own shares."""
 
     late_factor: float = 0.5
+    insurance: float = 0.15
     hold_quantile: float = 0.9
     neighbours: int = 0
+    replica_price: float = 0.003
+    least_quota: float = 0.0
     sm_percents: tuple[float, ...] | None = None
 
 
@@ -98,14 +104,17 @@ class Shape:
 class Frontier:
     """`rps` and `batch` [replicas, sm, quota]: what a slice carries within the promise, and at which greatest batch.
 
-    `rps` never falls with the quota. `best` [peak, rate] holds flat (replicas, sm) indices of the cheapest shape, -1 where
+    `rps` never falls with the quota. `limit_rps` is what replicas that never idle serve at that batch, less a tenth.
+    `best` [peak, rate] holds flat (replicas, sm) indices of the cheapest shape, -1 where
     none carries it.
     """
 
     sm_percents: Array
     rps: Array
+    limit_rps: Array
     batch: Array
     best: Array
+    settings: FrontierSettings
 
     @classmethod
     def of(
@@ -139,7 +148,11 @@ class Frontier:
         chosen = rps.argmax(axis=-1)
         most = np.maximum.accumulate(rps.max(axis=-1), axis=-1)
         sm = np.asarray(shares, float)
-        return cls(sm, most, np.asarray(batches)[chosen], _cheapest(most, sm))
+        quotas, counts = np.asarray(QUOTA_PERCENTS) / 100.0, np.asarray(REPLICAS, float)
+        items = np.asarray(batches)[chosen]
+        per_item_ms = hold_ms[np.arange(len(sm))[:, None], chosen] / items
+        limit = GREATEST_UTILISATION * counts[:, None, None] * quotas / per_item_ms * 1e3
+        return cls(sm, most, limit, items, _cheapest(most, sm, settings), settings)
 
     def need(self, replicas: int, sm_percent: float, rate_rps: float) -> Shape | None:
         """So many replicas of this share at the least quota that carries the rate; None where 100 % does not."""
@@ -153,7 +166,7 @@ class Frontier:
         enough = self.rps >= rate_rps
         quota = enough.argmax(axis=-1)
         able = enough[..., -1] & (self.rps[..., -1] >= peak_rps)
-        area = np.where(able, _price(self.sm_percents, quota), np.inf)
+        area = np.where(able, _price(self.sm_percents, quota, self.settings), np.inf)
         row, share = np.unravel_index(int(area.argmin()), area.shape)
         return self._shape(int(row), int(share), int(quota[row, share])) if np.isfinite(area[row, share]) else None
 
@@ -219,20 +232,27 @@ def _count(replicas: int) -> int:
     return max(0, int(np.searchsorted(REPLICAS, replicas, side="right")) - 1)
 
 
-def _price(sm_percents: Array, quota: Array) -> Array:
-    """Area [replicas, sm] at these quota rows, and a little for each replica: its memory, its lane, its cold start."""
+def _price(sm_percents: Array, quota: Array, settings: FrontierSettings) -> Array:
+    """What shapes [replicas, sm] at these quota rows count for: area, and the price of each replica."""
     count = np.asarray(REPLICAS, float)[:, None]
-    return np.asarray(count * (sm_percents * np.asarray(QUOTA_PERCENTS, float)[quota] / 1e4 + REPLICA_PRICE))
+    share = np.maximum(np.asarray(QUOTA_PERCENTS, float)[quota] / 100.0, settings.least_quota)
+    return np.asarray(count * (sm_percents * share / 100.0 + settings.replica_price))
 
 
-def _cheapest(rps: Array, sm_percents: Array) -> Array:
+def _cheapest(rps: Array, sm_percents: Array, settings: FrontierSettings) -> Array:
+    """[peak, rate] flat (replicas, sm) indices. Of all shapes that cost at most the insurance more than the cheapest one for
+    a peak, it is that for the greatest peak: unforeseen jumps are then met by a quota."""
     best = np.empty((len(PEAKS), len(RATES_RPS)), np.int32)
     whole = rps[..., -1]
     for column, rate in enumerate(RATES_RPS):
         enough = rps >= rate
-        area = np.where(enough[..., -1], _price(sm_percents, enough.argmax(axis=-1)), np.inf)
-        for row, peak in enumerate(PEAKS):
-            able = np.where(whole >= peak * rate, area, np.inf)
-            index = int(able.argmin())
-            best[row, column] = index if np.isfinite(able.flat[index]) else -1
+        price = np.where(enough[..., -1], _price(sm_percents, enough.argmax(axis=-1), settings), np.inf)
+        found = [int(np.where(whole >= peak * rate, price, np.inf).argmin()) for peak in PEAKS]
+        prices = np.array([
+            price.flat[index] if whole.flat[index] >= peak * rate else np.inf
+            for index, peak in zip(found, PEAKS, strict=True)
+        ])  # fmt: skip
+        for row, own in enumerate(prices):
+            affordable = np.flatnonzero(prices <= own * (1.0 + settings.insurance))
+            best[row, column] = found[int(affordable[-1])] if np.isfinite(own) else -1
     return best

@@ -8,7 +8,7 @@ import numpy as np
 from hasfaas.scaling.forecast import Forecast
 from hasfaas.scaling.observation import Array
 
-COLUMNS = ("calm_s", "held", "spare_s", "needed", "regret_s", "idle_s", "log_margin")
+COLUMNS = ("calm_s", "held", "spare_s", "needed", "regret_s", "idle_s", "log_margin", "settled_s")
 
 
 @attrs.define(eq=False)
@@ -18,6 +18,7 @@ class Memory:
     `calm_s`: for how long less quota has sufficed, `held` the greatest quota needed meanwhile. `spare_s`: for how long fewer
     replicas have, `needed` the most of them meanwhile. `regret_s`: device seconds that a better shape would have saved.
     `idle_s`: since the last call. `log_margin`: the logarithm of the safety factor on the rate.
+    `settled_s`: for how long all replicas have served.
     """
 
     names: tuple[str, ...]
@@ -29,11 +30,15 @@ class Memory:
     regret_s: Array
     idle_s: Array
     log_margin: Array
+    settled_s: Array
+    # Since replicas were last moved to give a device back.
+    since_move_s: float = 0.0
 
     @classmethod
     def of(cls, names: tuple[str, ...], forecast: Forecast) -> Memory:
         """Nothing is known yet; `forecast` is that of these functions."""
-        return cls(names, forecast, *(np.zeros(len(names)) for _ in COLUMNS))
+        calm_s, held, spare_s, needed, regret_s, idle_s, log_margin, settled_s = (np.zeros(len(names)) for _ in COLUMNS)
+        return cls(names, forecast, calm_s, held, spare_s, needed, regret_s, idle_s, log_margin, settled_s)
 
     def select(self, names: tuple[str, ...]) -> Memory:
         """The same, for other functions: who is new starts from nothing, who has gone is forgotten."""
@@ -42,4 +47,5 @@ class Memory:
         chosen = Memory.of(names, self.forecast.select(rows))
         for column in COLUMNS:
             getattr(chosen, column)[rows >= 0] = getattr(self, column)[rows[rows >= 0]]
+        chosen.since_move_s = self.since_move_s
         return chosen

@@ -10,8 +10,8 @@ import numpy as np
 from hasfaas.core.errors import InvalidRequestError, SLOInfeasibleError
 from hasfaas.executor.quota import Timing
 from hasfaas.rapp.surface import Surface
-from hasfaas.scaling.capacity import lane_rps
-from hasfaas.scaling.frontier import Shape, feasible
+from hasfaas.scaling.capacity import slice_rps
+from hasfaas.scaling.frontier import BATCHES, QUOTA_PERCENTS, Shape, feasible
 
 P95 = 0.95
 # A latency is told to a hundredth of itself.
@@ -65,21 +65,14 @@ def outlook(
 def latency_ms(surface: Surface, shape: Shape, timing: Timing, rps: float, quantile: float) -> float:
     """The latency in ms that this share of the calls keeps within: the least deadline at which the capacity rule lets the
     shape carry `rps`. Infinite where it does not carry that at any."""
-    hold_ms = surface.hold(shape.batch, shape.sm_percent)
+    # Not all of the quota need be used: what less of it can carry counts as well.
+    batches = [*(b for b in BATCHES if b < shape.batch), shape.batch]
+    holds_ms = np.array([surface.hold(b, shape.sm_percent) for b in batches])
+    quotas = np.array([*(q for q in QUOTA_PERCENTS if q < shape.quota_percent), shape.quota_percent]) / 100.0
 
     def carries(deadline_ms: float) -> bool:
-        # A batch need not be full: what calls one by one can carry counts as well.
-        batches = np.array([1, shape.batch])
-        holds_ms = np.array([surface.hold(1, shape.sm_percent), hold_ms])
-        carried = lane_rps(
-            shape.replicas,
-            batches,
-            holds_ms,
-            shape.quota_percent / 100.0,
-            deadline_ms,
-            timing,
-            late_share=1.0 - quantile,
-        )
+        late_share = 1.0 - quantile
+        carried = slice_rps(shape.replicas, batches, holds_ms, quotas, deadline_ms, timing, late_share=late_share)
         return bool(carried.max() >= rps)
 
     low, high = surface.hold(1, shape.sm_percent), 1e7

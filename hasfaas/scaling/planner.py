@@ -1,202 +1,19 @@
-"""From what each function must carry to what is done about it: quotas first, then replicas, then other shapes."""
+"""From a plan to actions: quotas first, then replicas, then other shapes. Only functions that change are looked at."""
 
 from __future__ import annotations
 
-import attrs
 import numpy as np
 
 from hasfaas.scaling.decision import Action, AddReplica, DrainReplica, Rebatch, Resize
 from hasfaas.scaling.memory import Memory
-from hasfaas.scaling.observation import Array, Life, Observation
+from hasfaas.scaling.observation import Life
 from hasfaas.scaling.placement import Book
-from hasfaas.scaling.settings import ScalerSettings
-from hasfaas.scaling.stack import COUNTS, QUOTAS, Stack, count_rows, quota_rows
+from hasfaas.scaling.plan import Plan
+from hasfaas.scaling.standing import EPSILON
 
 # A reshape drains the old replica some seconds after the new one is ready.
 OVERLAP_S = 3.0
-EPSILON = 1e-6
-
-
-@attrs.frozen(eq=False)
-class Standing:
-    """What each function has now, as columns [function]; 0 where it has no such replica.
-
-    The newest replica gives the shape that is aimed at: `sm_percent` is its share, `live` and `ready` count the replicas of that
-    share that start or serve, and those that serve; `old_live` the others, which go once these serve. `main` [replica] marks them.
-
-    The newest one that serves gives the shape that carries the calls now: `serving` [replica], `serving_sm_percent`, their number
-    `serving_count`, their greatest quota `quota_percent`; `uneven` where their quotas differ.
-    """
-
-    main: Array
-    sm_percent: Array
-    live: Array
-    ready: Array
-    old_live: Array
-    serving: Array
-    serving_sm_percent: Array
-    serving_count: Array
-    quota_percent: Array
-    uneven: Array
-
-    @classmethod
-    def of(cls, observation: Observation) -> Standing:
-        """Counts an observation's replicas."""
-        replicas, count = observation.replicas, len(observation.functions)
-        stays, serves = replicas.life != Life.DRAINING, replicas.life == Life.READY
-        order = np.lexsort((np.arange(len(replicas)), replicas.since_s))
-
-        def counted(mask: Array) -> Array:
-            return np.bincount(replicas.function[mask], minlength=count)
-
-        def newest(mask: Array) -> tuple[Array, Array]:
-            """(share of each function's newest such replica, which replicas of the mask have that share)."""
-            share = np.zeros(count)
-            # In order of age, so that the last assignment, the newest, stays.
-            rows = order[mask[order]]
-            share[replicas.function[rows]] = replicas.sm_percent[rows]
-            return share, mask & (np.abs(replicas.sm_percent - share[replicas.function]) < EPSILON)
-
-        sm_percent, main = newest(stays)
-        serving_sm_percent, serving = newest(serves)
-        most, least = np.zeros(count), np.full(count, np.inf)
-        np.maximum.at(most, replicas.function[serving], replicas.quota_percent[serving])
-        np.minimum.at(least, replicas.function[serving], replicas.quota_percent[serving])
-        return cls(
-            main=main,
-            sm_percent=sm_percent,
-            live=counted(main),
-            ready=counted(main & serves),
-            old_live=counted(stays & ~main),
-            serving=serving,
-            serving_sm_percent=serving_sm_percent,
-            serving_count=counted(serving),
-            quota_percent=most,
-            uneven=least < most - EPSILON,
-        )
-
-
-@attrs.define(eq=False)
-class Plan:
-    """One tick's plan. Columns are [function].
-
-    `rate` and `peak` are what must be carried now, and before another replica could serve. `quota_percent` is what the serving
-    replicas need, `count` how many of this share carry the peak with whole lanes, `area` what the present shape needs.
-    `best_...` is the cheapest shape. `known` masks the functions that are planned for at all.
-    """
-
-    observation: Observation
-    settings: ScalerSettings
-    stack: Stack
-    now: Standing
-    rate: Array
-    peak: Array
-    known: Array
-    share: Array
-    serving_share: Array
-    quota_percent: Array
-    count: Array
-    area: Array
-    best_share: Array
-    best_count: Array
-    best_quota: Array
-    best_area: Array
-
-    @classmethod
-    def of(cls, observation: Observation, stack: Stack, rate: Array, peak: Array, settings: ScalerSettings) -> Plan:
-        """Reads the frontiers for all functions at once."""
-        functions = observation.functions
-        now = Standing.of(observation)
-        if not settings.vertical:
-            rate = peak
-        best_row, best_share, carried = stack.cheapest(rate, peak)
-        best_quota = QUOTAS[stack.quota_row(best_row, best_share, rate)]
-        share = np.where(now.live > 0, stack.share_row(now.sm_percent), best_share)
-        serving_share = np.where(now.serving_count > 0, stack.share_row(now.serving_sm_percent), share)
-        # A replica that starts carries nothing yet, so those that serve are sized without it.
-        quota = QUOTAS[stack.quota_row(count_rows(np.maximum(now.serving_count, 1)), serving_share, rate)]
-        live_quota = QUOTAS[stack.quota_row(count_rows(np.maximum(now.live, 1)), share, rate)]
-        if settings.vertical:
-            count = COUNTS[stack.count_row(share, peak)]
-        else:
-            # Quotas stay as they were made.
-            quota = live_quota = np.where(now.serving_count > 0, now.quota_percent, best_quota)
-            count = COUNTS[stack.count_row(share, peak, quota)]
-        best_area = COUNTS[best_row] * stack.sm_percents[stack.kind, best_share] * best_quota / 1e4
-        return cls(
-            observation=observation,
-            settings=settings,
-            stack=stack,
-            now=now,
-            rate=rate,
-            peak=peak,
-            known=(stack.kind >= 0) & ~functions.by_hand.astype(bool),
-            share=share,
-            serving_share=serving_share,
-            quota_percent=quota,
-            count=np.clip(count, np.maximum(functions.min_replicas, 1), functions.max_replicas),
-            area=np.maximum(now.live, 1) * now.sm_percent * live_quota / 1e4,
-            best_share=best_share,
-            best_count=np.clip(COUNTS[best_row], np.maximum(functions.min_replicas, 1), functions.max_replicas),
-            best_quota=best_quota,
-            best_area=np.where(carried, best_area, np.inf),
-        )
-
-    def quota_for(self, row: int, count: int) -> float:
-        """The quota that so many replicas of the share aimed at need for the rate."""
-        if not self.settings.vertical:
-            return float(self.now.quota_percent[row])
-        rps = self.stack.rps[self.stack.kind[row], int(count_rows(np.asarray(count))), self.share[row]]
-        enough = rps >= self.rate[row]
-        return float(QUOTAS[int(enough.argmax())] if enough[-1] else QUOTAS[-1])
-
-    def batch_for(self, row: int, share: int, count: int, quota_percent: float) -> int:
-        """The greatest batch that goes with a slice."""
-        quota = int(quota_rows(np.asarray(quota_percent)))
-        return int(self.stack.batch[self.stack.kind[row], int(count_rows(np.asarray(count))), share, quota])
-
-    @property
-    def batches(self) -> Array:
-        """That of the shape that serves, at the quota that it has [function]."""
-        count = count_rows(np.maximum(self.now.serving_count, 1))
-        return np.asarray(
-            self.stack.batch[self.stack.kind, count, self.serving_share, quota_rows(self.now.quota_percent)]
-        )
-
-    def diagnostics(self, memory: Memory) -> dict[str, Array]:
-        """Columns that tell a person why [function]."""
-        now, functions = self.now, self.observation.functions
-        serving = count_rows(np.maximum(now.serving_count, 1))
-        capacity = self.stack.rps[self.stack.kind, serving, self.serving_share, quota_rows(now.quota_percent)]
-        return {
-            "arrival_rps": functions.arrivals / max(self.observation.interval_s, 1e-9),
-            "level_rps": memory.forecast.level_rps.copy(),
-            "rate_rps": self.rate,
-            "peak_rps": self.peak,
-            "capacity_rps": np.where((now.serving_count > 0) & (self.stack.kind >= 0), capacity, 0.0),
-            "replicas": now.live,
-            "ready": now.ready,
-            "sm_percent": now.sm_percent,
-            "quota_percent": now.quota_percent,
-            "needed_quota_percent": np.where(self.stack.kind >= 0, self.quota_percent, np.nan),
-            "area": self.area,
-            "best_area": self.best_area,
-            "margin": np.exp(memory.log_margin),
-        }
-
-    def remember(self, memory: Memory) -> None:
-        """Moves the memory on by one tick: for how long less has sufficed, and what a better shape would have saved."""
-        now, dt = self.now, self.observation.interval_s
-        lower = (self.quota_percent < now.quota_percent - EPSILON) & (now.serving_count > 0)
-        memory.held = np.where(lower, np.maximum(memory.held, self.quota_percent), 0.0)
-        memory.calm_s = np.where(lower, memory.calm_s + dt, 0.0)
-        settled = (now.live > 0) & (now.ready == now.live) & (now.old_live == 0)
-        fewer = settled & (self.count < now.live)
-        memory.needed = np.where(fewer, np.maximum(memory.needed, self.count), 0.0)
-        memory.spare_s = np.where(fewer, memory.spare_s + dt, 0.0)
-        missed = self.area - self.best_area * (1.0 + self.settings.reshape_gain)
-        missed = np.where(np.isfinite(missed), missed, 0.0)
-        memory.regret_s = np.where(settled, np.maximum(memory.regret_s + missed * dt, 0.0), 0.0)
+READY, DRAINING = int(Life.READY), int(Life.DRAINING)
 
 
 def act(plan: Plan, memory: Memory) -> tuple[tuple[Action, ...], tuple[str, ...]]:
@@ -207,6 +24,8 @@ def act(plan: Plan, memory: Memory) -> tuple[tuple[Action, ...], tuple[str, ...]
     for row in np.flatnonzero(acting.first | acting.more | acting.reshaped).tolist():
         acting.start(row)
     acting.rebatch()
+    if plan.settings.pooling and memory.since_move_s >= plan.settings.move_every_s:
+        acting.give_back()
     return (*acting.drains, *acting.shrinks, *acting.grows, *acting.starts), tuple(acting.refused)
 
 
@@ -215,7 +34,12 @@ class _Acting:
 
     def __init__(self, plan: Plan, memory: Memory) -> None:
         self.plan, self.memory = plan, memory
-        self.book = Book.of(plan.observation)
+        most = (
+            np.array([plan.most_replicas(row) for row in range(len(plan.observation.functions))])
+            if plan.settings.pooling
+            else None
+        )
+        self.book = Book.of(plan.observation, most)
         self.drains: list[Action] = []
         self.shrinks: list[Action] = []
         self.grows: list[Action] = []
@@ -227,11 +51,14 @@ class _Acting:
         self._starts_at = np.searchsorted(
             replicas.function[self._order], np.arange(len(plan.observation.functions) + 1)
         )
+        # Read one by one below: plain numbers are several times quicker than array elements.
+        self._life, self._quota = replicas.life.tolist(), replicas.quota_percent.tolist()
+        self._device, self._lane = replicas.device.tolist(), replicas.lane.tolist()
 
     def _members(self, row: int) -> list[int]:
         """The rows of a function's replicas that do not drain already."""
         rows = self._order[self._starts_at[row] : self._starts_at[row + 1]]
-        return [r for r in rows.tolist() if self.plan.observation.replicas.life[r] != Life.DRAINING]
+        return [r for r in rows.tolist() if self._life[r] != DRAINING]
 
     def _mark(self) -> None:
         """Which functions something is done about [function]."""
@@ -304,11 +131,10 @@ class _Acting:
         if count is None and self.down[row] and not plan.now.uneven[row]:
             target = float(self.memory.held[row])
         for r in main:
-            own = float(replicas.quota_percent[r])
-            if replicas.life[r] != Life.READY or abs(own - target) <= EPSILON:
+            own = self._quota[r]
+            if self._life[r] != READY or abs(own - target) <= EPSILON:
                 continue
-            device, lane = int(replicas.device[r]), int(replicas.lane[r])
-            granted = self.book.resize(device, lane, own, target)
+            granted = self.book.resize(self._device[r], self._lane[r], own, target)
             if granted < target - EPSILON:
                 self.refused.append(f"{replicas.ids[r]}: quota {target:g} %, its lane has {granted:g} % for it")
             if abs(granted - own) > EPSILON:
@@ -339,7 +165,9 @@ class _Acting:
         if self.more[row]:
             count = int(plan.count[row])
             quota = plan.quota_for(row, count)
-            area = count * now.sm_percent[row] * quota / 1e4
+            area = float(
+                plan.stack.price(*(np.full(len(now.live), v) for v in (count, now.sm_percent[row], quota)))[row]
+            )
             why = f"up to {plan.peak[row]:.3g} rps may come before another replica serves; {live} cannot carry that"
             if plan.best_share[row] == plan.share[row] or plan.best_area[row] > area * (
                 1.0 - plan.settings.reshape_gain
@@ -372,12 +200,16 @@ class _Acting:
                 )
                 return
             spot = self.book.spot(
-                sm_percent, quota, memory_bytes, devices=functions.devices[row], alone=not plan.settings.pooling
+                sm_percent,
+                quota,
+                memory_bytes,
+                devices=functions.devices[row],
+                most_replicas=plan.most_replicas(row),
             )
             if spot is None:
                 self.refused.append(f"{functions.names[row]}: no room for sm {sm_percent:g} %, quota {quota:g} %")
                 return
-            self.book.take(spot, sm_percent, quota, memory_bytes)
+            self.book.take(spot, sm_percent, quota, memory_bytes, plan.most_replicas(row))
             device = observation.devices.ids[spot.device]
             self.starts.append(
                 AddReplica(
@@ -391,13 +223,45 @@ class _Acting:
                 )
             )
 
+    def give_back(self) -> None:
+        """Where all replicas of the emptiest device fit on the others in use, they are started there; the old ones
+        then are the
+        first of those that are not needed. Only of functions with nothing else under way."""
+        replicas, functions = self.plan.observation.replicas, self.plan.observation.functions
+        devices = self.plan.observation.devices
+        used = self.book.used()
+        if self.starts or used.sum() < 2:
+            return
+        taken = np.where(used, self.book.units - self.book.free_units, np.iinfo(int).max)
+        device = int(taken.argmin())
+        others = used.copy()
+        others[device] = False
+        book = self.book.copy()
+        moves: list[Action] = []
+        for r in np.flatnonzero(replicas.device == device).tolist():
+            row = int(replicas.function[r])
+            if self.memory.settled_s[row] <= 0.0:
+                return
+            sm_percent, quota = float(replicas.sm_percent[r]), float(replicas.quota_percent[r])
+            allowed, most = others & functions.devices[row].astype(bool), self.plan.most_replicas(row)
+            spot = book.spot(sm_percent, quota, float(functions.memory_bytes[row]), devices=allowed, most_replicas=most)
+            if spot is None or functions.by_hand[row]:
+                return
+            book.take(spot, sm_percent, quota, float(functions.memory_bytes[row]), most)
+            why = f"moves, so that {devices.ids[device]} can be given back"
+            moves.append(
+                AddReplica(
+                    functions.names[row], devices.ids[spot.device], spot.lane, book.sm_percent(spot.device, spot.lane),
+                    quota, int(replicas.batch[r]), why,
+                )
+            )  # fmt: skip
+        self.starts.extend(moves)
+        self.memory.since_move_s = 0.0
+
     def rebatch(self) -> None:
         """The greatest batch that goes with each replica's quota."""
         plan, replicas = self.plan, self.plan.observation.replicas
-        rows = np.flatnonzero(plan.now.serving & plan.known[replicas.function])
-        wanted = plan.batches[replicas.function[rows]]
-        for r, batch in zip(rows.tolist(), wanted.tolist(), strict=True):
-            if batch != replicas.batch[r]:
-                self.grows.append(
-                    Rebatch(replicas.ids[r], int(batch), f"carries most at quota {replicas.quota_percent[r]:g} %")
-                )
+        wanted = plan.batches[replicas.function]
+        changed = plan.now.serving & plan.known[replicas.function] & (wanted != replicas.batch)
+        for r in np.flatnonzero(changed).tolist():
+            self.grows.append(Rebatch(replicas.ids[r], int(wanted[r]), f"carries most at quota {self._quota[r]:g} %"))

@@ -23,10 +23,15 @@ from hasfaas.scaling.decision import Action, Decision
 from hasfaas.scaling.forecast import Forecast
 from hasfaas.scaling.frontier import Frontier, FrontierSettings
 from hasfaas.scaling.memory import Memory
-from hasfaas.scaling.observation import Array, Observation
-from hasfaas.scaling.planner import Plan, act
+from hasfaas.scaling.observation import Observation
+from hasfaas.scaling.plan import Load, Plan, most_replicas
+from hasfaas.scaling.planner import act
 from hasfaas.scaling.settings import ScalerSettings
 from hasfaas.scaling.stack import Stack
+
+# In devices: of two shapes that cost nearly the same, the one of fewer replicas is better.
+REPLICA_PRICE = 0.003
+POOLED_SM_PERCENTS = (5.0, 10.0, 20.0, 30.0, 50.0, 75.0, 100.0)
 
 
 class HybridScaler:
@@ -37,7 +42,8 @@ class HybridScaler:
         self._memory = Memory.of((), Forecast.of(0, self.settings.forecasting))
         # With each frontier the surface that it was made of: while it lives, nothing else has its id.
         self._frontiers: dict[tuple[object, ...], tuple[Surface, Frontier]] = {}
-        self._stack_key: tuple[object, ...] = ()
+        self._surfaces: tuple[Surface | None, ...] = ()
+        self._columns = np.zeros((0, 5))
         self._stack: Stack | None = None
 
     def decide(self, observation: Observation) -> Decision:
@@ -48,8 +54,8 @@ class HybridScaler:
             return Decision((), "no functions", next_tick_s)
         memory = self._recall(observation)
         stack = self._stacked(observation)
-        rate, peak = self._rates(observation, memory)
-        plan = Plan.of(observation, stack, rate, peak, settings)
+        load = self._load(observation, memory)
+        plan = Plan.of(observation, stack, load, settings)
         plan.remember(memory)
         actions, refused = act(plan, memory)
         return Decision(actions, _reason(actions, refused), next_tick_s, plan.diagnostics(memory))
@@ -64,44 +70,47 @@ class HybridScaler:
         memory.forecast.update(functions.arrivals, dt)
         busy = (functions.arrivals > 0) | (functions.waiting > 0) | (functions.in_flight > 0)
         memory.idle_s = np.where(busy, 0.0, memory.idle_s + dt)
-        step, (low, high) = self.settings.margin_step, self.settings.margin_range
-        allowed = functions.late_share * self.settings.late_factor
-        # A burst of late calls says once that there was a burst; more of them would say no more.
-        missed = np.minimum(functions.late, 5.0) - allowed * functions.completed
-        memory.log_margin = np.clip(memory.log_margin + step * missed, np.log(low), np.log(high))
+        allowed = functions.late_share * self.settings.budget_factor * functions.completed
+        missed_s = (functions.late - allowed) / np.maximum(memory.forecast.level_rps, 1.0)
+        # What was late for want of a replica says nothing about the margin.
+        missed_s = np.where(memory.settled_s >= self.settings.settle_s, missed_s, 0.0)
+        low, high = np.log(self.settings.margin_range)
+        memory.log_margin = np.clip(memory.log_margin + self.settings.margin_step * missed_s, low, high)
         return memory
 
-    def _rates(self, observation: Observation, memory: Memory) -> tuple[Array, Array]:
-        """(rate, peak) [function] in requests per second: to be carried now, and before another replica could serve."""
+    def _load(self, observation: Observation, memory: Memory) -> Load:
         functions, settings, forecast = observation.functions, self.settings, memory.forecast
         margin = np.exp(memory.log_margin)
         if settings.forecast:
-            rate, peak = forecast.upper_rps(), forecast.peak_rps()
+            upper, peak = forecast.upper_rps(), forecast.peak_rps()
         else:
             total, length_s = forecast.recent(10.0)
-            rate = peak = 1.1 * total / max(length_s, 1e-9)
+            upper = peak = 1.1 * total / max(length_s, 1e-9)
+        # Who was late has met a jump, or a rule that promised too much: towards the last peak, or by the margin.
+        towards = np.clip(memory.log_margin / np.log(settings.margin_range[1]) + settings.jump_share, 0.0, 1.0)
+        rate = np.maximum(upper * margin, upper + towards * np.maximum(peak - upper, 0.0))
         # What waits beyond the calls of a moment is worked off within a second.
-        backlog = np.maximum(functions.waiting - rate * functions.slo_ms / 1e3, 0.0)
-        rate = rate * margin + backlog
-        return rate, np.maximum(peak * np.maximum(margin, 1.0), rate)
+        backlog = np.maximum(functions.waiting - upper * functions.slo_ms / 1e3, 0.0)
+        return Load(rate, rate + backlog, upper, np.maximum(peak, rate))
 
     def _stacked(self, observation: Observation) -> Stack:
         functions = observation.functions
-        rounded = np.round(functions.overhead_ms, 0).tolist()
-        keys = [
-            (id(surface), slo, share, int(batch), overhead)
-            for surface, slo, share, batch, overhead in zip(
-                functions.surfaces,
-                functions.slo_ms.tolist(),
-                functions.late_share.tolist(),
-                functions.batch_max.tolist(),
-                rounded,
-                strict=True,
-            )
-        ]
-        key = tuple(keys)
-        if self._stack is not None and key == self._stack_key:
+        # What a frontier depends on. Overheads move all the time, so they count in whole milliseconds.
+        columns = np.stack(
+            [
+                functions.slo_ms,
+                functions.late_share,
+                functions.batch_max,
+                np.round(functions.overhead_ms),
+                functions.memory_bytes,
+            ],
+            axis=1,
+        )
+        known = self._stack is not None and functions.surfaces == self._surfaces
+        if known and np.array_equal(columns, self._columns):
+            assert self._stack is not None
             return self._stack
+        keys = [(id(surface), *values) for surface, values in zip(functions.surfaces, columns.tolist(), strict=True)]
         used: dict[tuple[object, ...], tuple[Surface, Frontier]] = {}
         rows: dict[tuple[object, ...], int] = {}
         kind = np.full(len(functions), -1)
@@ -112,7 +121,8 @@ class HybridScaler:
                 used[own] = self._frontiers.get(own) or (surface, self._frontier(observation, row))
             kind[row] = rows.setdefault(own, len(rows))
         self._frontiers = used
-        self._stack_key, self._stack = key, Stack.of(kind, [frontier for _, frontier in used.values()])
+        self._surfaces, self._columns = functions.surfaces, columns
+        self._stack = Stack.of(kind, [frontier for _, frontier in used.values()])
         return self._stack
 
     def _frontier(self, observation: Observation, row: int) -> Frontier:
@@ -120,6 +130,9 @@ class HybridScaler:
         surface = functions.surfaces[row]
         assert surface is not None
         sm_percents, batch_max = settings.sm_percents, int(functions.batch_max[row])
+        if settings.pooling and sm_percents is None:
+            # Lanes are shared by replicas of one share, so there are few of them.
+            sm_percents = tuple(share for share in surface.sm_percents if share in POOLED_SM_PERCENTS) or None
         if not settings.frontier:
             # HAS-GPU's search space: SM 30 and 50 %, batches of 4.
             sm_percents, batch_max = (30.0, 50.0), min(4, batch_max)
@@ -131,9 +144,23 @@ class HybridScaler:
             batch_max=batch_max,
             overhead_ms=float(functions.overhead_ms[row]),
             settings=FrontierSettings(
-                settings.late_factor, settings.hold_quantile, 2 if settings.pooling else 0, sm_percents
+                late_factor=settings.late_factor,
+                insurance=settings.insurance,
+                hold_quantile=settings.hold_quantile,
+                neighbours=1 if settings.pooling else 0,
+                replica_price=self._replica_price(observation, row),
+                # A lane that few may share is never full.
+                least_quota=1.0 / most_replicas(observation, row) if settings.pooling else 0.0,
+                sm_percents=sm_percents,
             ),
         )
+
+    def _replica_price(self, observation: Observation, row: int) -> float:
+        """Of functions that share devices, memory is what fills them: a replica costs its part of that."""
+        if not self.settings.pooling:
+            return REPLICA_PRICE
+        part = observation.functions.memory_bytes[row] / observation.devices.memory_bytes.max()
+        return max(REPLICA_PRICE, float(part) * self.settings.memory_weight)
 
 
 def _reason(actions: Sequence[Action], refused: Sequence[str]) -> str:

@@ -4,34 +4,73 @@ from __future__ import annotations
 
 import attrs
 
+from hasfaas.core.errors import InvalidRequestError
 from hasfaas.scaling.forecast import ForecastSettings
+
+
+def _positive(_instance: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if not value > 0.0:
+        raise InvalidRequestError(f"{attribute.name}={value} must be positive", reason="BAD_SCALER")
 
 
 @attrs.frozen
 class ScalerSettings:
-    """What the scaler is tuned by.
+    """All of them are factors, shares, or seconds.
 
-    `late_factor` of the late share that a promise allows is planned for. `quota_calm_s` and `replica_calm_s` are how long
-    less must have sufficed before a quota falls, or a replica goes. `reshape_payback` times its cost must have been missed
-    before a replica is exchanged. `margin_step` moves each function's safety margin by what its calls have really met: up
-    with every late one, down as calls are in time, within `margin_range` (factors on the rate). `vertical`, `forecast`,
-    `frontier` switch parts off, for ablation. With `pooling`, functions share lanes.
+    Planning. `late_factor` of the late share that a promise allows is given to the capacity rule, with the
+    `hold_quantile` of the
+    predicted hold. `insurance` is what a shape may cost more, as a share, for carrying greater peaks.
+
+    Learning. Each function's margin moves by what its calls have met: up with each late one, down as calls are in
+    time, so that
+    `budget_factor` of the allowed share comes late; by `margin_step` for as many late calls as come in a second; within
+    `margin_range`, factors on the rate. Above 1 it leads towards the last peak as well; `jump_share` of the way there
+    is gone at
+    margin 1. It learns once all replicas have served for `settle_s`.
+
+    Hysteresis. `quota_calm_s` and `replica_calm_s` are how long less must have sufficed before a quota falls (by
+    `fall_share` at
+    least), or a replica goes. `reshape_payback` times the cost of an exchange must have been missed, at a gain of
+    `reshape_gain` at
+    least, before replicas are exchanged. The last one goes after `keep_alive_s` without a call.
+
+    `vertical`, `forecast` and `frontier` switch parts off, for ablation. With `pooling`, functions share lanes, and a
+    replica's part of
+    a device's memory counts `memory_weight` of that in area; quotas promise `guarantee` of what a function needs on its own
+    (and what it uses in the long run), since idle time of the lane is lent; at most every
+    `move_every_s` replicas move so that a device can be given back. `sm_percents` bounds
+    the SM shares that are planned with. Raises InvalidRequestError (BAD_SCALER) for values that cannot be.
     """
 
-    tick_s: float = 1.0
-    late_factor: float = 0.5
+    tick_s: float = attrs.field(default=1.0, validator=_positive)
+    late_factor: float = attrs.field(default=1.0, validator=_positive)
+    budget_factor: float = attrs.field(default=0.5, validator=_positive)
     forecasting: ForecastSettings = attrs.field(factory=ForecastSettings)
-    hold_quantile: float = 0.9
-    quota_calm_s: float = 10.0
+    hold_quantile: float = 0.6
+    insurance: float = 0.15
+    quota_calm_s: float = 5.0
     replica_calm_s: float = 30.0
-    fall_share: float = 0.1
+    fall_share: float = 0.05
     reshape_payback: float = 2.0
     reshape_gain: float = 0.1
-    keep_alive_s: float = 300.0
-    margin_step: float = 0.02
-    margin_range: tuple[float, float] = (0.7, 2.0)
+    keep_alive_s: float = attrs.field(default=120.0, validator=_positive)
+    margin_step: float = 0.4
+    margin_range: tuple[float, float] = attrs.field(default=(0.35, 1.5))
+    jump_share: float = 0.25
+    settle_s: float = 5.0
     vertical: bool = True
     forecast: bool = True
     frontier: bool = True
     pooling: bool = False
+    memory_weight: float = 0.7
+    guarantee: float = 0.8
+    move_every_s: float = 60.0
     sm_percents: tuple[float, ...] | None = None
+
+    def __attrs_post_init__(self) -> None:
+        low, high = self.margin_range
+        if not 0.0 < low <= 1.0 <= high:
+            raise InvalidRequestError(
+                f"margin_range={self.margin_range} must hold a factor up to 1 and one from 1 on, such as (0.5, 1.5)",
+                reason="BAD_SCALER",
+            )

@@ -29,15 +29,19 @@ def quota_rows(quota_percent: Array) -> Array:
 class Stack:
     """`kind` [function] is the row of a function's frontier in the other columns, -1 where it has none.
 
-    `rps` and `batch` are [kind, replicas, sm, quota], `best` is [kind, peak, rate], `sm_percents` [kind, sm] (0 where a frontier
+    `rps`, `limit_rps` and `batch` are [kind, replicas, sm, quota], `best` is [kind, peak, rate], `replica_price` and
+    `least_quota` are [kind], `sm_percents` [kind, sm] (0 where a frontier
     has fewer shares than others: nothing is carried there).
     """
 
     kind: Array
     rps: Array
+    limit_rps: Array
     batch: Array
     best: Array
     sm_percents: Array
+    replica_price: Array
+    least_quota: Array
 
     @classmethod
     def of(cls, kind: Array, frontiers: Sequence[Frontier]) -> Stack:
@@ -45,20 +49,25 @@ class Stack:
         most = max((len(f.sm_percents) for f in frontiers), default=1)
         count = max(1, len(frontiers))
         rps = np.zeros((count, len(COUNTS), most, len(QUOTAS)))
+        limit = np.zeros_like(rps)
         batch = np.ones((count, len(COUNTS), most, len(QUOTAS)), np.int32)
         shares = np.zeros((count, most))
         best = np.full((count, len(PEAKS), len(RATES_RPS)), -1, np.int64)
         for row, frontier in enumerate(frontiers):
             wide = len(frontier.sm_percents)
             rps[row, :, :wide], batch[row, :, :wide] = frontier.rps, frontier.batch
+            limit[row, :, :wide] = frontier.limit_rps
             shares[row, :wide] = frontier.sm_percents
             # Flat indices of the narrow block, restated for the wide one.
             replicas, sm = np.divmod(frontier.best, wide)
             best[row] = np.where(frontier.best >= 0, replicas * most + sm, -1)
-        return cls(kind, rps, batch, best, shares)
+        price = np.array([f.settings.replica_price for f in frontiers] or [0.0])
+        least = np.array([f.settings.least_quota for f in frontiers] or [0.0])
+        return cls(kind, rps, limit, batch, best, shares, price, least)
 
     def cheapest(self, rate: Array, peak: Array) -> tuple[Array, Array, Array]:
-        """(row of replicas, row of sm, known) [function] of the cheapest shape that carries `rate`, and `peak` when raised."""
+        """(row of replicas, row of sm, known) [function] of the cheapest shape that carries `rate`, and `peak` when
+        raised."""
         column = np.minimum(np.searchsorted(RATES_RPS, rate), len(RATES_RPS) - 1)
         ratio = np.minimum(np.searchsorted(PEAKS, peak / np.maximum(rate, 1e-9) - 1e-9), len(PEAKS) - 1)
         flat = np.where(self.kind >= 0, self.best[self.kind, ratio, column], -1)
@@ -69,13 +78,22 @@ class Stack:
         count, share = np.divmod(np.maximum(flat, 0), self.rps.shape[2])
         return count, share, flat >= 0
 
+    def price(self, count: Array, sm_percent: Array, quota_percent: Array) -> Array:
+        """What a shape of each function counts for, in devices."""
+        quota = np.maximum(quota_percent / 100.0, self.least_quota[self.kind])
+        return np.asarray(count * (sm_percent * quota / 100.0 + self.replica_price[self.kind]))
+
     def share_row(self, sm_percent: Array) -> Array:
         """The row of the SM share nearest to what each function has."""
         return np.asarray(np.abs(self.sm_percents[self.kind] - sm_percent[:, None]).argmin(axis=1))
 
-    def quota_row(self, count: Array, share: Array, rate: Array) -> Array:
-        """The row of the least quota at which (replicas, sm) carry the rate; the last one where none does."""
+    def quota_row(self, count: Array, share: Array, rate: Array, least: Array | None = None) -> Array:
+        """The row of the least quota at which (replicas, sm) carry the rate, and can at all serve `least` requests
+        per second;
+        the last one where none does."""
         enough = self.rps[self.kind, count, share] >= rate[:, None]
+        if least is not None:
+            enough &= self.limit_rps[self.kind, count, share] >= least[:, None]
         return np.where(enough[:, -1], enough.argmax(axis=1), len(QUOTAS) - 1)
 
     def count_row(self, share: Array, rate: Array, quota_percent: Array | None = None) -> Array:

@@ -12,7 +12,7 @@ from hasfaas.scaling.baselines.member import Member
 from hasfaas.scaling.baselines.slices import Slice
 from hasfaas.scaling.decision import Action, AddReplica, Decision, DrainReplica, Rebatch, Resize
 from hasfaas.scaling.observation import Array, Observation
-from hasfaas.scaling.placement import Book, Spot
+from hasfaas.scaling.placement import MOST_REPLICAS, Book, Spot
 
 _ROUNDING_PERCENT = 1e-6
 
@@ -59,7 +59,14 @@ class Draft:
         wish = (sm, quota, memory_bytes, devices.tobytes(), alone, most_lanes)
         spot = None
         if wish not in self._hopeless:
-            spot = self.book.spot(sm, quota, memory_bytes, devices=devices, alone=alone, most_lanes=most_lanes)
+            spot = self.book.spot(
+                sm,
+                quota,
+                memory_bytes,
+                devices=devices,
+                most_replicas=1 if alone else MOST_REPLICAS,
+                most_lanes=most_lanes,
+            )
         if spot is None:
             self._hopeless.add(wish)
             self.unplaced[row] += 1
