@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 import numpy as np
+from numpy.typing import ArrayLike
 
 from hasfaas.rapp.surface import Surface
 from hasfaas.scaling.decision import Action, AddReplica, Decision, DrainReplica, Rebatch, Resize
@@ -65,7 +66,7 @@ class Plant:
         """f0, f1, ..."""
         return tuple(f"f{row}" for row in range(len(self.surfaces)))
 
-    def observe(self, arrivals: Sequence[float], interval_s: float = 1.0, **columns: Any) -> Observation:
+    def observe(self, arrivals: ArrayLike, interval_s: float = 1.0, **columns: Any) -> Observation:
         """What a scaler sees now; `columns` replaces columns of the functions."""
         count, members = len(self.surfaces), list(self.members.values())
 
@@ -112,7 +113,7 @@ class Plant:
         )
         return Observation(self.now_s, interval_s, functions, replicas, devices)
 
-    def step(self, policy: Policy, arrivals: Sequence[float], interval_s: float = 1.0, **columns: Any) -> Decision:
+    def step(self, policy: Policy, arrivals: ArrayLike, interval_s: float = 1.0, **columns: Any) -> Decision:
         """One tick: shows, asks, does."""
         self.now_s += interval_s
         for member in self.members.values():
