@@ -39,7 +39,7 @@ class Plan:
     what must
     be served at all. `quota_percent` is what the serving replicas need, `count` how many of this share carry the peak
     with whole
-    lanes, `area` what the present shape costs, with a little for each replica. `best_...` is the
+    lanes, `enough` how many are not too many, `area` what the present shape costs, with a little for each replica. `best_...` is the
     cheapest shape. `known` masks the functions that are planned for at all.
     """
 
@@ -55,6 +55,7 @@ class Plan:
     serving_share: Array
     quota_percent: Array
     count: Array
+    enough: Array
     area: Array
     best_share: Array
     best_count: Array
@@ -92,8 +93,8 @@ class Plan:
             count = COUNTS[stack.count_row(share, peak, quota)]
         best_count = np.clip(COUNTS[best_row], np.maximum(functions.min_replicas, 1), functions.max_replicas)
         count = np.clip(count, np.maximum(functions.min_replicas, 1), functions.max_replicas)
-        # What the present share should have: no fewer than the cheapest shape, where that has the same share.
-        count = np.where(best_share == share, np.maximum(count, best_count), count)
+        # Who has more than the peak needs keeps them, where the cheapest shape is that.
+        enough = np.where(best_share == share, np.maximum(count, best_count), count)
         best_area = stack.price(COUNTS[best_row], stack.sm_percents[stack.kind, best_share], best_quota)
         return cls(
             observation=observation,
@@ -108,6 +109,7 @@ class Plan:
             quota_percent=quota,
             least=least,
             count=count,
+            enough=enough,
             area=stack.price(np.maximum(now.live, 1), now.sm_percent, live_quota),
             best_share=best_share,
             best_count=best_count,
@@ -178,8 +180,8 @@ class Plan:
         memory.since_move_s += dt
         settled = (now.live > 0) & (now.ready == now.live) & (now.old_live == 0)
         memory.settled_s = np.where(settled, memory.settled_s + dt, 0.0)
-        fewer = settled & (self.count < now.live)
-        memory.needed = np.where(fewer, np.maximum(memory.needed, self.count), 0.0)
+        fewer = settled & (self.enough < now.live)
+        memory.needed = np.where(fewer, np.maximum(memory.needed, self.enough), 0.0)
         memory.spare_s = np.where(fewer, memory.spare_s + dt, 0.0)
         missed = self.area - self.best_area * (1.0 + self.settings.reshape_gain)
         missed = np.where(np.isfinite(missed), missed, 0.0)
