@@ -1,17 +1,17 @@
 """Keeps the replicas that each function should have: starts, replaces, sizes, drains and ends them.
 
-It stands between the router (who calls for replicas) and a node agent (who makes them). Until a scaler decides, the wanted
-number is what an operator set, else the least of the function's `replicas`, else one from the first call on.
+It stands between the router (who calls for replicas) and a node agent (who makes them). A function that a scaler governs
+has the replicas which that adds and retires. Of any other the wanted number is what an operator set, else the least of the
+function's `replicas`, else one from the first call on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,10 @@ from pathlib import Path
 import attrs
 from google.rpc import status_pb2
 
+from hasfaas.backends.bench import Bench
+from hasfaas.backends.member import Deployed, Member
+from hasfaas.backends.shown import device_views, replica_view
+from hasfaas.backends.starts import Starts, SupersededError
 from hasfaas.core.errors import (
     BackendError,
     ConflictError,
@@ -27,105 +31,18 @@ from hasfaas.core.errors import (
     InvalidRequestError,
     NotFoundError,
     PlacementError,
-    UnavailableError,
 )
 from hasfaas.core.signing import load_or_create_key, verify
 from hasfaas.core.state import ReplicaState, move
-from hasfaas.node.agent import NodeAgent, Replica, ReplicaRequest
+from hasfaas.node.agent import NodeAgent, Replica
 from hasfaas.node.lanes import Want
-from hasfaas.serving.channel import ReplicaChannel
-from hasfaas.serving.ports import DeviceView, FunctionRecord, LaneView, ReplicaView, Sizing, Store
+from hasfaas.serving.channel import ChannelEvents
+from hasfaas.serving.ports import DeviceView, FunctionRecord, ReplicaView, Sizing, Store
 from hasfaas.serving.router import Router
-from hasfaas.wire.frames import Measure, Measured, RawPayload
+from hasfaas.wire.frames import Measured, RawPayload
 from hasfaas.wire.status import from_status
 
 log = logging.getLogger("hasfaas.fleet")
-FIRST_BACKOFF_S = 0.5
-LONGEST_BACKOFF_S = 30.0
-KEPT_LOGS = 20
-
-
-@attrs.define(eq=False)
-class _Member:
-    """A replica, from its start to its end."""
-
-    deployed: _Deployed
-    record: FunctionRecord
-    want: Want
-    process: Replica
-    ready: asyncio.Future[None]
-    state: ReplicaState = ReplicaState.STARTING
-    channel: ReplicaChannel | None = None
-    # Serves no calls: it was started to be measured.
-    bench: Bench | None = None
-
-
-@attrs.define(eq=False)
-class _Deployed:
-    record: FunctionRecord
-    wanted: int
-    members: dict[str, _Member] = attrs.field(factory=dict)
-    starting: int = 0
-    failures: int = 0
-    failure: HasFaasError | None = None
-    retry_at_s: float = 0.0
-    logs: list[tuple[str, Path]] = attrs.field(factory=list)
-
-
-@attrs.define(eq=False)
-class Bench:
-    """A replica that serves no calls, where a function is measured. Only whoever has started it ends it."""
-
-    replica_id: str = ""
-    sm_percent: float = 0.0
-    channel: ReplicaChannel | None = None
-    asked: dict[int, asyncio.Future[Measured]] = attrs.field(factory=dict)
-    ids: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
-    lost: str = ""
-
-    async def measure(self, measure: Measure) -> Measured:
-        """The figures of one point. UnavailableError when the replica dies; what the user's code raises."""
-        if self.channel is None or self.lost:
-            raise self._gone()
-        number = next(self.ids)
-        answer: asyncio.Future[Measured] = asyncio.get_running_loop().create_future()
-        self.asked[number] = answer
-        self.channel.measure(number, measure)
-        try:
-            return await answer
-        finally:
-            del self.asked[number]
-
-    def measured(self, call_id: int, measured: Measured) -> None:
-        """The replica's answer."""
-        answer = self.asked.get(call_id)
-        if answer is not None and not answer.done():
-            answer.set_result(measured)
-
-    def failed(self, call_id: int, status: bytes) -> None:
-        """The replica's refusal, or what the user's code raised."""
-        answer = self.asked.get(call_id)
-        if answer is not None and not answer.done():
-            answer.set_exception(from_status(status_pb2.Status.FromString(status)))
-
-    def died(self, how: str) -> None:
-        """Its process has ended; who waits for figures is told."""
-        self.lost = how
-        for answer in self.asked.values():
-            if not answer.done():
-                answer.set_exception(self._gone())
-
-    def _gone(self) -> UnavailableError:
-        how = self.lost or "never started"
-        return UnavailableError(
-            f"the replica {self.replica_id} {how} while it was measured; `hasfaas logs` shows what it wrote, and "
-            "`hasfaas profile` measures anew",
-            reason="EXECUTOR_CRASHED",
-        )
-
-
-class _SupersededError(ConflictError):
-    """A start came to nothing since its version is no longer the one that serves."""
 
 
 class Fleet:
@@ -145,18 +62,20 @@ class Fleet:
         """`observed` is told (batch, hold in nanoseconds) of what a replica has served, about once a second."""
         self._store = store
         self._key_path = key_path
-        self._start_timeout_s = start_timeout_s
         self._drain_timeout_s = drain_timeout_s
-        self._functions: dict[str, _Deployed] = {}
+        self._functions: dict[str, Deployed] = {}
         # All that live; those of deleted functions too, while they finish.
-        self._members: dict[str, _Member] = {}
+        self._members: dict[str, Member] = {}
         self._tasks: set[asyncio.Task[object]] = set()
         self._stopping = False
         self._observed = observed or (lambda _record, _process, _holds: None)
-        # Set whenever a replica that was measured has gone: starts that found no room beside it try again.
-        self._bench_left = asyncio.Event()
+        self._governs: Callable[[FunctionRecord], bool] = lambda _record: False
+        self._ask: Callable[[str], None] = lambda _name: None
         self.router = Router(max_queue=max_queue, demand=self.need, now_s=time.monotonic)
         self.agent = make_agent(self._resized, self._exited)
+        self._starts = Starts(
+            store, self.agent, self.router, self._functions, self._members, start_timeout_s, self._events, self._retire
+        )
 
     async def start(self) -> None:
         """Starts the agent and takes over what the store remembers. Replicas start with the first call, or now where the
@@ -204,7 +123,7 @@ class Fleet:
         self.agent.close_nurseries(record.name, keep_version=record.version)
         self._ensure(record.name)
 
-    def _undo_deploy(self, deployed: _Deployed, before: FunctionRecord | None) -> None:
+    def _undo_deploy(self, deployed: Deployed, before: FunctionRecord | None) -> None:
         """What cannot start is not left as deployed, and what was deployed before still is."""
         name = deployed.record.name
         if self._functions.get(name) is not deployed:
@@ -229,10 +148,12 @@ class Fleet:
         sizing = attrs.evolve(record.sizing, **{k: v for k, v in attrs.asdict(change).items() if v is not None})
         _check_sizing(record, sizing)
         began_s = time.monotonic()
-        live = [m for m in deployed.members.values() if m.state in (ReplicaState.STARTING, ReplicaState.READY)]
+        live = [m for m in deployed.members.values() if m.live]
         reshaped = [m for m in live if change.sm_percent is not None and m.want.sm_percent != change.sm_percent]
         kept = [m for m in live if m not in reshaped]
         applied_ms = 0.0
+        if sizing.sized:
+            self._lift_caps(live)
         if change.quota_percent is not None and kept:
             self.agent.check_resizes({m.process.replica_id: change.quota_percent for m in kept})
             for member in kept:
@@ -258,7 +179,28 @@ class Fleet:
             applied_ms = (time.monotonic() - began_s) * 1000.0
         return applied_ms
 
-    async def _until_in_force(self, members: Sequence[_Member]) -> None:
+    async def release(self, record: FunctionRecord) -> float:
+        began_s = time.monotonic()
+        deployed = self._functions[record.name]
+        sizing = Sizing(lend=record.sizing.lend)
+        self._store.resize(record.name, sizing)
+        deployed.record = attrs.evolve(deployed.record, sizing=sizing)
+        if not self._governs(deployed.record):
+            kept = [member for member in deployed.members.values() if member.live]
+            for member in kept:
+                self.agent.unpin(member.process.replica_id)
+                member.want = attrs.evolve(member.want, quota_percent=None)
+            await self._until_in_force(kept)
+        self._ensure(record.name)
+        return (time.monotonic() - began_s) * 1000.0
+
+    def _lift_caps(self, members: Iterable[Member]) -> None:
+        """Batches are the function's own again: no scaler looks after it any more."""
+        for member in members:
+            member.batch = None
+            self.router.rebatch(member.process.replica_id, None)
+
+    async def _until_in_force(self, members: Sequence[Member]) -> None:
         """Waits, a second at most, until each replica has acted on its new quota. Later it still will, at its next gate:
         code without gates answers when its invocation ends."""
         give_up_s = time.monotonic() + 1.0
@@ -273,26 +215,10 @@ class Fleet:
             return []
         benches = [m for m in self._members.values() if m.bench is not None and m.deployed is deployed]
         members = (*deployed.members.values(), *benches)
-        return [self._view(m) for m in members if m.process.replica_id in self.agent.replicas]
+        return [replica_view(self.agent, m) for m in members if m.process.replica_id in self.agent.replicas]
 
     def devices(self) -> Sequence[DeviceView]:
-        lanes = self.agent.lanes()
-        views = []
-        for device in self.agent.devices.values():
-            mine = [lane for lane in lanes if lane.device_id == device.device_id]
-            units = len(device.units)
-            views.append(
-                DeviceView(
-                    device_id=device.device_id,
-                    kind=device.kind,
-                    units=units,
-                    memory_bytes=device.memory_bytes,
-                    memory_used_bytes=sum(s.memory_bytes for lane in mine for s in lane.seats),
-                    lanes=tuple(LaneView(x.lane, x.units, 100.0 * len(x.units) / units, x.quota_percent) for x in mine),
-                    occupancy=sum(len(x.units) / units * x.quota_percent / 100.0 for x in mine),
-                )
-            )
-        return views
+        return device_views(self.agent)
 
     def logs(self, name: str) -> Sequence[tuple[str, Path]]:
         deployed = self._functions.get(name)
@@ -309,22 +235,22 @@ class Fleet:
         the replica from starting.
         """
         deployed = self._functions.get(record.name)
-        if deployed is None or not self._is_current(deployed, record):
+        if deployed is None or not self._starts.is_current(deployed, record):
             raise ConflictError(f"{record.name}: deployed anew, or deleted, while it was measured; profile it again")
         bench = Bench()
-        start = asyncio.ensure_future(self._launch_with_room(deployed, want, record, bench))
+        start = asyncio.ensure_future(self._starts.with_room(deployed, want, record, bench))
         try:
             await asyncio.shield(start)
             yield bench
         finally:
             await asyncio.shield(self._spawn(self._end_bench(start, bench)))
 
-    async def _end_bench(self, start: asyncio.Future[_Member], bench: Bench) -> None:
+    async def _end_bench(self, start: asyncio.Future[Member], bench: Bench) -> None:
         """Kills the replica: it holds nothing that anybody waits for. A start that was left half-way is waited for, since
         only then there is a process to be ended."""
         await asyncio.wait({start})
         for member in [m for m in self._members.values() if m.bench is bench]:
-            if member.state in (ReplicaState.STARTING, ReplicaState.READY):
+            if member.live:
                 member.state = move(member.state, ReplicaState.DRAINING)
             self.agent.kill(member.process.replica_id)
             with contextlib.suppress(TimeoutError):
@@ -332,159 +258,151 @@ class Fleet:
 
     def serves(self, record: FunctionRecord) -> bool:
         """Whether this version of the function is the one that serves."""
-        return record.name in self._functions and self._is_current(self._functions[record.name], record)
+        return record.name in self._functions and self._starts.is_current(self._functions[record.name], record)
 
     def resize_bench(self, bench: Bench, quota_percent: float) -> None:
         """Another quota, in place, in force with its next run. PlacementError when the lane has not that much."""
         self.agent.resize(bench.replica_id, quota_percent)
 
+    # -- under a scaler ----------------------------------------------------------------------------------------------
+
+    def govern(self, governs: Callable[[FunctionRecord], bool], ask: Callable[[str], None]) -> None:
+        """From now on a scaler adds and retires the replicas of those functions for which `governs`. `ask` tells it that
+        one needs it now: its calls wait and none serves, or one has died."""
+        self._governs, self._ask = governs, ask
+
+    def functions(self) -> Sequence[Deployed]:
+        """All that are deployed."""
+        return tuple(self._functions.values())
+
+    def member(self, replica_id: str) -> Member | None:
+        """A replica; None before its process was forked, and after it ended."""
+        return self._members.get(replica_id)
+
+    def add(self, name: str, want: Want, batch: int, refused: Callable[[str], None]) -> None:
+        """Starts a replica there and nowhere else, in batches of up to `batch`. `refused` is told why it came to nothing."""
+        deployed = self._functions.get(name)
+        if deployed is None or self._stopping:
+            refused(f"{name} is not deployed any more")
+        elif deployed.failure is not None and time.monotonic() < deployed.retry_at_s:
+            refused(f"its last start failed, the next one waits: {deployed.failure}")
+        else:
+            self._spawn(self._add(deployed, self._starts.there(deployed, want, batch), refused))
+
+    async def _add(self, deployed: Deployed, start: Awaitable[Member], refused: Callable[[str], None]) -> None:
+        name = deployed.record.name
+        try:
+            await start
+        except (PlacementError, SupersededError) as exc:
+            # The scaler sees at its next tick what there is; calls that wait do not wait for it to find another place.
+            refused(str(exc))
+            self.rescue(name)
+        except HasFaasError as exc:
+            log.warning("%s: no replica: %s", name, exc)
+            refused(str(exc))
+            if not deployed.serves():
+                self.router.fail_waiting(name, exc)
+
+    def resize(self, replica_id: str, quota_percent: float) -> None:
+        """Another quota, in place. PlacementError when its lane has not that much, NotFoundError for one that has gone."""
+        self.agent.resize(replica_id, quota_percent)
+        if (member := self._members.get(replica_id)) is not None:
+            member.want = attrs.evolve(member.want, quota_percent=quota_percent)
+
+    def rebatch(self, replica_id: str, batch: int) -> None:
+        """Another greatest batch. NotFoundError for a replica that has gone, or is only just being forked."""
+        member = self._members.get(replica_id)
+        if member is None:
+            raise NotFoundError(f"replica {replica_id!r} has gone, or is being forked", reason="REPLICA_NOT_FOUND")
+        member.batch = batch
+        self.router.rebatch(replica_id, batch)
+
+    def retire(self, replica_id: str) -> None:
+        """Sends a replica nothing more, and ends it once it has answered what it holds. NotFoundError as for `rebatch`."""
+        member = self._members.get(replica_id)
+        if member is None:
+            raise NotFoundError(f"replica {replica_id!r} has gone, or is being forked", reason="REPLICA_NOT_FOUND")
+        self._spawn(self._retire(member))
+
+    def settle(self, name: str) -> None:
+        """What there is now is what is wanted, should no scaler govern the function any more."""
+        if (deployed := self._functions.get(name)) is not None:
+            ready = sum(1 for m in deployed.members.values() if m.state is ReplicaState.READY)
+            deployed.wanted = max(ready + deployed.starting, deployed.record.spec.min_replicas)
+
     # -- demand ------------------------------------------------------------------------------------------------------
 
     def need(self, name: str) -> None:
-        """Calls wait and nobody serves: starts a replica, or says at once why none can be had."""
+        """Calls wait and nobody serves: a scaler is asked, or a replica started, or who waits is told why none can be had."""
         deployed = self._functions.get(name)
         if deployed is None or deployed.starting or self._stopping:
             return
-        if deployed.failure is not None and time.monotonic() < deployed.retry_at_s:
-            self.router.fail_waiting(name, deployed.failure)
+        if self._failed_lately(deployed):
             return
         deployed.wanted = max(1, deployed.wanted)
         self._ensure(name)
 
+    def lacks(self, name: str) -> bool:
+        """Whether calls wait and no replica serves or starts."""
+        deployed = self._functions.get(name)
+        if deployed is None or self._stopping or deployed.starting or deployed.serves():
+            return False
+        return self.router.depth(name) > 0
+
+    def rescue(self, name: str) -> None:
+        """After a scaler has decided: where calls still wait and no replica is to come, one starts as if there were none."""
+        deployed = self._functions.get(name)
+        if deployed is not None and self.lacks(name) and not self._failed_lately(deployed):
+            deployed.wanted = 1
+            self._spawn(self._start_quietly(deployed, self._starts.one(deployed)))
+
+    def _failed_lately(self, deployed: Deployed) -> bool:
+        """Whether it is too early to try again; then what waits is told why."""
+        early = deployed.failure is not None and time.monotonic() < deployed.retry_at_s
+        if early and deployed.failure is not None:
+            self.router.fail_waiting(deployed.record.name, deployed.failure)
+        return early
+
     def _ensure(self, name: str) -> None:
-        """Starts what is missing of the wanted number."""
+        """Starts what is missing of the wanted number; of a function that a scaler governs that one is asked."""
         deployed = self._functions.get(name)
         if deployed is None or self._stopping:
             return
+        if self._governs(deployed.record):
+            self._ask(name)
+            return
         live = sum(1 for m in deployed.members.values() if m.state is ReplicaState.READY)
         for _ in range(deployed.wanted - live - deployed.starting):
-            self._spawn(self._start_quietly(deployed, self._start_member(deployed)))
+            self._spawn(self._start_quietly(deployed, self._starts.one(deployed)))
 
-    async def _start_quietly(self, deployed: _Deployed, start: Awaitable[_Member]) -> None:
+    async def _start_quietly(self, deployed: Deployed, start: Awaitable[Member]) -> None:
         name = deployed.record.name
         try:
             await start
-        except _SupersededError:
+        except SupersededError:
             self._ensure(name)
         except HasFaasError as exc:
             log.warning("%s: no replica: %s", name, exc)
-            if not any(m.state is ReplicaState.READY for m in deployed.members.values()):
+            if not deployed.serves():
                 self.router.fail_waiting(name, exc)
 
-    async def _warm(self, deployed: _Deployed) -> None:
+    async def _warm(self, deployed: Deployed) -> None:
         """At least one ready replica of the current version, or what keeps it from starting."""
         version = deployed.record.version
         if not any(m.state is ReplicaState.READY and m.record.version == version for m in deployed.members.values()):
             deployed.wanted = max(1, deployed.wanted)
-            await self._start_member(deployed)
-
-    def _start_member(self, deployed: _Deployed, want: Want | None = None) -> Awaitable[_Member]:
-        """A start that counts from now on, and not only from when it is awaited: who looks meanwhile starts no other."""
-        deployed.starting += 1
-        return self._started(deployed, want or _want(deployed.record), deployed.record)
-
-    async def _started(self, deployed: _Deployed, want: Want, record: FunctionRecord) -> _Member:
-        try:
-            member = await self._launch_with_room(deployed, want, record)
-            deployed.failure, deployed.failures = None, 0
-            return member
-        except Exception as cause:
-            if not self._is_current(deployed, record):
-                why = f"{record.name}: deployed anew, or deleted, while a replica was starting"
-                raise _SupersededError(why) from cause
-            exc = cause if isinstance(cause, HasFaasError) else _own_failure(deployed, cause)
-            deployed.failures += 1
-            deployed.failure = exc
-            delay_s = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (deployed.failures - 1))
-            if isinstance(exc, PlacementError):
-                delay_s = 0.0  # asking again costs nothing, and room may be had at any time
-            deployed.retry_at_s = time.monotonic() + delay_s
-            raise exc from cause
-        finally:
-            deployed.starting -= 1
-
-    def _is_current(self, deployed: _Deployed, record: FunctionRecord) -> bool:
-        """Whether a replica of `record` may still serve: the name stands for the same function and version."""
-        return self._functions.get(record.name) is deployed and deployed.record.version == record.version
-
-    async def _launch_with_room(
-        self, deployed: _Deployed, want: Want, record: FunctionRecord, bench: Bench | None = None
-    ) -> _Member:
-        """Where there is no room, idle replicas that nobody asked to keep make some, the longest idle first. Beside one
-        that is measured a start waits until that has gone: it stays for seconds."""
-        while True:
-            try:
-                return await self._launch(deployed, want, record, bench)
-            except PlacementError:
-                fits = any(want.memory_bytes <= device.memory_bytes for device in self.agent.devices.values())
-                idle = self._longest_idle(deployed if bench is None else None) if fits else None
-                if idle is None and bench is None and fits and any(m.bench for m in self._members.values()):
-                    self._bench_left.clear()
-                    await self._bench_left.wait()
-                    continue
-                if idle is None:
-                    raise
-                log.info("%s makes room for %s", idle.process.replica_id, record.name)
-                idle.deployed.wanted = 0
-                await self._retire(idle)
-
-    def _longest_idle(self, besides: _Deployed | None) -> _Member | None:
-        """The replica that can go: of another function, which wants none at least and whose number nobody set."""
-        candidates = [
-            (since_s, number, member)
-            for number, member in enumerate(self._members.values())
-            if member.deployed is not besides
-            and not member.deployed.record.sizing.sized
-            and member.deployed.record.spec.min_replicas == 0
-            and self.router.depth(member.record.name) == 0
-            and (since_s := self.router.idle_since_s(member.process.replica_id)) is not None
-        ]
-        return min(candidates)[2] if candidates else None
-
-    async def _launch(
-        self, deployed: _Deployed, want: Want, record: FunctionRecord, bench: Bench | None = None
-    ) -> _Member:
-        process = await self.agent.add(
-            ReplicaRequest(
-                function=record.name,
-                version=record.version,
-                python=record.python,
-                packages=record.packages,
-                bundle_path=self._store.bundle_path(record.bundle_sha256),
-                signature=record.signature,
-                batch_max=record.spec.batch.max_size if record.spec.batch else None,
-                want=want,
-                share_init=record.spec.share_init,
-                idempotent=record.spec.idempotent,
-            )
-        )
-        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        member = _Member(deployed, record, want, process, ready, bench=bench)
-        self._members[process.replica_id] = member
-        if bench is None:
-            deployed.members[process.replica_id] = member
-        else:
-            bench.replica_id, bench.sm_percent = process.replica_id, process.sm_percent
-        deployed.logs = [*deployed.logs, (process.replica_id, process.log)][-KEPT_LOGS:]
-        member.channel = await ReplicaChannel.open(process.socket, _Events(self, member))
-        try:
-            await asyncio.wait_for(asyncio.shield(ready), self._start_timeout_s)
-        except TimeoutError as exc:
-            self.agent.kill(process.replica_id)
-            ready.cancel()
-            raise BackendError(
-                f"{record.name}: a replica was not ready after {self._start_timeout_s:g} s (start_timeout_s); "
-                f"see `hasfaas logs {record.name}`"
-            ) from exc
-        return member
+            await self._starts.one(deployed)
 
     # -- events ------------------------------------------------------------------------------------------------------
 
-    def became_ready(self, member: _Member) -> None:
+    def _events(self, member: Member) -> ChannelEvents:
+        return _Events(self, member)
+
+    def became_ready(self, member: Member) -> None:
         """The replica has loaded its function."""
         if member.state is not ReplicaState.STARTING or member.channel is None:
             return
-        if not self._is_current(member.deployed, member.record):
+        if not self._starts.is_current(member.deployed, member.record):
             self._spawn(self._retire(member))
         elif member.bench is not None:
             member.state = move(member.state, ReplicaState.READY)
@@ -492,24 +410,25 @@ class Fleet:
             member.ready.set_result(None)
         else:
             member.state = move(member.state, ReplicaState.READY)
+            member.deployed.started(time.monotonic() - member.process.asked_s)
             quota = self.agent.quota_percent(member.process.replica_id)
-            self.router.attach(member.record.name, member.process.replica_id, member.channel, quota)
+            self.router.attach(member.record.name, member.process.replica_id, member.channel, quota, member.batch)
             if not member.ready.done():
                 member.ready.set_result(None)
 
-    def start_failed(self, member: _Member, status: bytes) -> None:
+    def start_failed(self, member: Member, status: bytes) -> None:
         """The replica could not load or build its function; its process ends by itself."""
         if member.state is ReplicaState.STARTING:
             member.state = move(member.state, ReplicaState.FAILED)
             if not member.ready.done():
                 member.ready.set_exception(from_status(status_pb2.Status.FromString(status)))
 
-    def channel_lost(self, member: _Member) -> None:
+    def channel_lost(self, member: Member) -> None:
         """The replica's socket closed: it died, or ended as told. What it held is settled once it is known how."""
         self.router.hold(member.process.replica_id)
         self.agent.kill(member.process.replica_id)
 
-    def observed(self, member: _Member, holds: Sequence[tuple[int, int]]) -> None:
+    def observed(self, member: Member, holds: Sequence[tuple[int, int]]) -> None:
         """What a replica's executions have held its lane."""
         self._observed(member.record, member.process, holds)
 
@@ -527,7 +446,7 @@ class Fleet:
         member.state = move(member.state, ReplicaState.ENDED)
         if member.bench is not None:
             member.bench.died(how)
-            self._bench_left.set()
+            self._starts.bench_left.set()
         if not member.ready.done():
             tail = _tail(process.log)
             member.ready.set_exception(
@@ -542,9 +461,9 @@ class Fleet:
 
     # -- ending ------------------------------------------------------------------------------------------------------
 
-    async def _retire(self, member: _Member) -> None:
+    async def _retire(self, member: Member) -> None:
         """Drain: send nothing more, wait for what it has, end it."""
-        if member.state not in (ReplicaState.STARTING, ReplicaState.READY):
+        if not member.live:
             return
         member.state = move(member.state, ReplicaState.DRAINING)
         replica_id = member.process.replica_id
@@ -556,7 +475,7 @@ class Fleet:
         except TimeoutError:
             self.agent.kill(replica_id)
 
-    async def _resize_fleet(self, deployed: _Deployed, count: int | None) -> None:
+    async def _resize_fleet(self, deployed: Deployed, count: int | None) -> None:
         if count is None:
             return
         deployed.wanted = count
@@ -564,35 +483,35 @@ class Fleet:
         missing = count - len(live) - deployed.starting
         if missing > 0:
             outcomes = await asyncio.gather(
-                *(self._start_member(deployed) for _ in range(missing)), return_exceptions=True
+                *(self._starts.one(deployed) for _ in range(missing)), return_exceptions=True
             )
             failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
             if failed:
                 # All or nothing: those that did start go again.
                 deployed.wanted = len(live)
-                started = [outcome for outcome in outcomes if isinstance(outcome, _Member)]
+                started = [outcome for outcome in outcomes if isinstance(outcome, Member)]
                 await asyncio.gather(*(self._retire(member) for member in started))
                 raise failed[0]
         # The youngest go first: the oldest have the warmest caches.
         await asyncio.gather(*(self._retire(member) for member in live[count:]))
 
-    async def _reshape(self, deployed: _Deployed, member: _Member) -> None:
+    async def _reshape(self, deployed: Deployed, member: Member) -> None:
         """Another SM share is another process. Make before break; where both do not fit, break before make, and back to
         the old shape when the new one cannot be had."""
         try:
-            await self._start_member(deployed)
+            await self._starts.one(deployed)
             await self._retire(member)
         except PlacementError:
             await self._retire(member)
             try:
-                await self._start_member(deployed)
+                await self._starts.one(deployed)
             except HasFaasError:
-                await self._start_member(deployed, member.want)
+                await self._starts.one(deployed, member.want)
                 raise
 
-    def _adopt(self, record: FunctionRecord) -> _Deployed:
+    def _adopt(self, record: FunctionRecord) -> Deployed:
         wanted = record.sizing.replicas if record.sizing.replicas is not None else record.spec.min_replicas
-        deployed = _Deployed(record, wanted)
+        deployed = Deployed(record, wanted)
         self._functions[record.name] = deployed
         self.router.set_function(record.name, record.spec, streams=record.kind.streams)
         return deployed
@@ -600,23 +519,6 @@ class Fleet:
     def _forget(self, name: str) -> None:
         del self._functions[name]
         self.router.drop_function(name, NotFoundError(f"function {name!r} was deleted while the call waited"))
-
-    def _view(self, member: _Member) -> ReplicaView:
-        process = member.process
-        return ReplicaView(
-            replica_id=process.replica_id,
-            version=member.record.version,
-            state=member.state.value if member.bench is None else "profiling",
-            device_id=process.device_id,
-            lane=process.lane,
-            sm_asked_percent=member.want.sm_percent or process.sm_percent,
-            sm_granted_percent=process.sm_percent,
-            quota_percent=self.agent.quota_percent(process.replica_id),
-            memory_bytes=member.want.memory_bytes,
-            pid=process.pid,
-            usage=self.agent.usage(process.replica_id),
-            lends=member.want.lend,
-        )
 
     def _spawn(self, work: Coroutine[object, object, object]) -> asyncio.Task[object]:
         task: asyncio.Task[object] = asyncio.ensure_future(work)
@@ -628,7 +530,7 @@ class Fleet:
 class _Events:
     """One channel's events, with whose they are."""
 
-    def __init__(self, fleet: Fleet, member: _Member) -> None:
+    def __init__(self, fleet: Fleet, member: Member) -> None:
         replica_id = member.process.replica_id
         router = fleet.router
         self.ready = partial(fleet.became_ready, member)
@@ -644,16 +546,6 @@ class _Events:
             self.measured, self.error = member.bench.measured, member.bench.failed
 
 
-def _want(record: FunctionRecord) -> Want:
-    return Want(
-        memory_bytes=record.spec.memory_bytes,
-        device=record.spec.device,
-        sm_percent=record.sizing.sm_percent,
-        quota_percent=record.sizing.quota_percent,
-        lend=bool(record.sizing.lend),
-    )
-
-
 def _check_sizing(record: FunctionRecord, sizing: Sizing) -> None:
     for name, value in (("quota", sizing.quota_percent), ("sm", sizing.sm_percent)):
         low = 0.0 if name == "quota" else 1.0
@@ -665,11 +557,6 @@ def _check_sizing(record: FunctionRecord, sizing: Sizing) -> None:
             "deploy it with replicas=(least, most) that allow it",
             reason="BAD_OPTION",
         )
-
-
-def _own_failure(deployed: _Deployed, cause: Exception) -> BackendError:
-    """A bug of ours must not leave calls waiting for a replica that nobody starts."""
-    return BackendError(f"{deployed.record.name}: a replica could not be started: {type(cause).__name__}: {cause}")
 
 
 def _cause(code: int | None) -> str:

@@ -36,10 +36,12 @@ from hasfaas.serving.ports import (
 from hasfaas.wire.frames import Measure, RawPayload
 
 if TYPE_CHECKING:
-    from hasfaas.backends.fleet import Bench, Fleet
+    from hasfaas.backends.bench import Bench
+    from hasfaas.backends.fleet import Fleet
     from hasfaas.devices.base import DeviceInfo
     from hasfaas.rapp.online import Observation
     from hasfaas.rapp.profile import Profile
+    from hasfaas.rapp.surface import Surface
 
 log = logging.getLogger("hasfaas.profiles")
 MOST_INTERRUPTED = 0.1
@@ -54,6 +56,8 @@ NOISY_SPREAD = 0.08
 # Of one function, between two folds: more teach nothing more, and each costs a fraction of a millisecond.
 MOST_PENDING = 256
 KEPT_OBSERVATIONS = 1_024
+# A surface that has moved by less stays the same object: who has worked something out from it keeps that.
+SAME_SURFACE = 0.02
 # Distinct batch sizes (of those there are) from which a profile is made of served batches alone.
 FEWEST_CELLS = 3
 REFIT_EVERY_S = 5.0
@@ -100,6 +104,7 @@ class Profiles:
         self._known: dict[Key, _Known] = {}
         self._running: set[str] = set()
         self._turns: dict[str, asyncio.Lock] = {}
+        self._surfaces: dict[Key, tuple[Profile, Surface]] = {}
 
     def attach(self, fleet: Fleet) -> None:
         """The fleet whose replicas are measured."""
@@ -117,6 +122,21 @@ class Profiles:
         """What is known of the version that serves; of several devices the first that has a profile."""
         known = self._of(record)
         return known[0].shown if known else ProfileState()
+
+    def surface(self, record: FunctionRecord) -> tuple[str, Surface] | None:
+        """The kind of device and the surface that served batches have corrected, of the first device that has a profile; the
+        same object as last time unless it has moved by more than 2 % somewhere. None for a function without a profile."""
+        for known in self._of(record):
+            profile = _loaded(known)
+            if profile is not None:
+                key = (record.name, record.version, known.device.device_id)
+                profiled, surface = self._surfaces.get(key, (None, None))
+                if surface is None or profiled is not profile:
+                    fresh = profile.current()
+                    surface = fresh if surface is None or _moved(surface, fresh) else surface
+                    self._surfaces[key] = (profile, surface)
+                return known.device.kind, surface
+        return None
 
     def get(self, record: FunctionRecord, device: str) -> str:
         """The profile as JSON. NotFoundError for a device that is not here, and where there is none (UNPROFILED)."""
@@ -163,8 +183,9 @@ class Profiles:
 
     def forget(self, name: str) -> None:
         """The function was deleted."""
-        for key in [key for key in self._known if key[0] == name]:
-            del self._known[key]
+        for table in (self._known, self._surfaces):
+            for key in [key for key in table if key[0] == name]:
+                del table[key]
 
     # -- live batches ------------------------------------------------------------------------------------------------
 
@@ -467,6 +488,14 @@ def _loaded(known: _Known) -> Profile | None:
             log.warning("%s: its profile is let go: %s", known.record.name, exc)
             known.text, known.shown = "", ProfileState()
     return known.profile
+
+
+def _moved(before: Surface, after: Surface) -> bool:
+    """Whether a hold or its uncertainty has moved by more than SAME_SURFACE anywhere, or the axes differ."""
+    if (before.batches, before.sm_percents) != (after.batches, after.sm_percents):
+        return True
+    holds = abs(after.hold_ms / before.hold_ms - 1.0).max()
+    return bool(max(holds, abs(after.log_sigma - before.log_sigma).max()) > SAME_SURFACE)
 
 
 def _text(known: _Known) -> str:

@@ -103,6 +103,25 @@ class LocalSettings:
             raise Place(path=("local", "quantum_ms")).refuse(self.quantum_ms, cure)
 
 
+@attrs.frozen
+class ScalingSettings:
+    """The `[scaling]` table: the loop that sizes functions which have a profile and which nobody has sized by hand.
+
+    It observes and decides every `tick_s`. The last replica goes after `keep_alive_s` without a call; a quota falls once less
+    has sufficed for `quota_calm_s`, and a replica goes after `replica_calm_s`. Without `vertical` quotas stay as they are.
+    The log keeps the last `log_segments` files of about `log_mb` megabytes each.
+    """
+
+    enabled: bool = attrs.field(default=True, validator=keys.boolean())
+    tick_s: float = attrs.field(default=1.0, validator=keys.number("seconds", 0.1, 60))
+    keep_alive_s: float = attrs.field(default=300.0, validator=keys.number("seconds", 0))
+    quota_calm_s: float = attrs.field(default=10.0, validator=keys.number("seconds", 0))
+    replica_calm_s: float = attrs.field(default=30.0, validator=keys.number("seconds", 0))
+    vertical: bool = attrs.field(default=True, validator=keys.boolean())
+    log_mb: int = attrs.field(default=16, validator=keys.whole("megabytes", 1, 4096))
+    log_segments: int = attrs.field(default=4, validator=keys.whole("files", 1, 1000))
+
+
 def schema_of(cls: type[attrs.AttrsInstance]) -> Schema:
     """The keys of a settings class: its fields and their readers."""
     return {field.name: field.validator for field in attrs.fields(cls) if isinstance(field.validator, Reader)}
@@ -199,6 +218,9 @@ class Settings:
     start_timeout_s: float = attrs.field(default=60.0, validator=keys.number("seconds", 0.1))
     log_level: str = attrs.field(default="info", validator=keys.choice(*LOG_LEVELS))
     local: LocalSettings = attrs.field(factory=LocalSettings, validator=attrs.validators.instance_of(LocalSettings))
+    scaling: ScalingSettings = attrs.field(
+        factory=ScalingSettings, validator=attrs.validators.instance_of(ScalingSettings)
+    )
     devices: tuple[DeviceSettings, ...] = attrs.field(default=(DeviceSettings(),), validator=Reader(_read_devices))
     functions: Mapping[str, Mapping[str, object]] = attrs.field(
         factory=dict, validator=Reader(_read_functions), hash=False
@@ -237,9 +259,11 @@ class Settings:
         return build(keys.read_table(SCHEMA, Place(source), table))
 
 
+_TABLES: Mapping[str, type[attrs.AttrsInstance]] = {"local": LocalSettings, "scaling": ScalingSettings}
+
 SCHEMA: Schema = {
     **{name: entry for name, entry in schema_of(Settings).items() if name != "functions"},
-    "local": schema_of(LocalSettings),
+    **{name: schema_of(table) for name, table in _TABLES.items()},
     "functions": _FUNCTIONS_SCHEMA,
 }
 """Every key that a source may set."""
@@ -267,8 +291,8 @@ def leaves_of(settings: Settings) -> Leaves:
     found: Leaves = {}
     for name in SCHEMA:
         value = getattr(settings, name)
-        if isinstance(value, LocalSettings):
-            found |= {(name, field.name): getattr(value, field.name) for field in attrs.fields(LocalSettings)}
+        if name in _TABLES:
+            found |= {(name, field.name): getattr(value, field.name) for field in attrs.fields(_TABLES[name])}
         elif name == "functions":
             found |= keys.read_table(_FUNCTIONS_SCHEMA, Place(path=(name,)), value)
         else:
@@ -285,4 +309,4 @@ def build(leaves: Leaves) -> Settings:
     for name in ("state_dir", "runtime_dir"):
         if name not in tables:
             raise Place(path=(name,)).refuse(None, "give the path of a folder")
-    return Settings(**tables | {"local": LocalSettings(**tables.get("local", {}))})
+    return Settings(**tables | {name: table(**tables.get(name, {})) for name, table in _TABLES.items()})

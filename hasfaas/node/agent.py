@@ -7,10 +7,12 @@ arithmetic in `lanes`; this file keeps them, and makes the token tables and proc
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -47,11 +49,14 @@ class ReplicaRequest:
     want: Want
     share_init: bool = False
     idempotent: bool = False
+    # The greatest batch that a scaler lets it have; the agent does nothing with it.
+    batch_cap: int | None = None
 
 
 @attrs.define(eq=False)
 class Replica:
-    """A replica process and its seat. `socket` is the gateway's end of its channel until somebody takes it."""
+    """A replica process and its seat, asked for at `asked_s`. `socket` is the gateway's end of its channel until somebody
+    takes it."""
 
     replica_id: str
     request: ReplicaRequest
@@ -64,6 +69,7 @@ class Replica:
     pid: int = 0
     pidfd: int = -1
     exit_code: int | None = None
+    asked_s: float = attrs.field(factory=time.monotonic)
     ended: asyncio.Event = attrs.field(factory=asyncio.Event)
 
 
@@ -217,6 +223,14 @@ class NodeAgent:
         self._apply(lane.device_id, seating.changed(lane.seats, seats))
         self._lanes[lane.device_id, lane.lane] = attrs.evolve(lane, seats=seats)
 
+    def unpin(self, replica_id: str) -> None:
+        """Gives a replica the share of its lane that one gets which nobody sized; it keeps its quota where that is none."""
+        lane = self._lane_of(replica_id)
+        with contextlib.suppress(PlacementError):
+            seats = seating.unpin(lane, replica_id)
+            self._apply(lane.device_id, seating.changed(lane.seats, seats))
+            self._lanes[lane.device_id, lane.lane] = attrs.evolve(lane, seats=seats)
+
     def lend(self, replica_id: str, lend: bool) -> None:
         """Whether a replica runs on lane time that no other is entitled to."""
         replica = self._replica(replica_id)
@@ -259,8 +273,11 @@ class NodeAgent:
 
     def quota_percent(self, replica_id: str) -> float:
         """A replica's quota as promised."""
-        lane = self._lane_of(replica_id)
-        return next(s.quota_percent for s in lane.seats if s.replica_id == replica_id)
+        return self.seat(replica_id).quota_percent
+
+    def seat(self, replica_id: str) -> Seat:
+        """A replica's place in its lane. NotFoundError for one that has gone."""
+        return next(s for s in self._lane_of(replica_id).seats if s.replica_id == replica_id)
 
     def lanes(self) -> tuple[Lane, ...]:
         """All lanes that somebody sits in."""

@@ -23,13 +23,15 @@ LEAST_AUTO_QUOTA_PERCENT = 1.0
 
 @attrs.frozen
 class Want:
-    """What is asked for a new replica; None leaves a number to us. `device` is "auto", a kind or a device's name."""
+    """What is asked for a new replica; None leaves a number to us. `device` is "auto", a kind or a device's name. `lane` is
+    the number of a lane there: one that nobody is in is made."""
 
     memory_bytes: int
     device: str = "auto"
     sm_percent: float | None = None
     quota_percent: float | None = None
     lend: bool = False
+    lane: int | None = None
 
 
 @attrs.frozen
@@ -118,7 +120,8 @@ def place(replica_id: str, want: Want, devices: Sequence[DeviceInfo], lanes: Seq
             continue
         found = [s for lane in _open_lanes(device, mine, want) if (s := _seat(replica_id, want, device, lane))]
         if not found:
-            refusals.append(f"{device.device_id} has no lane with room")
+            where = "no lane" if want.lane is None else f"no lane {want.lane}"
+            refusals.append(f"{device.device_id} has {where} with room")
         for placement, score in found:
             if best is None or score > best[0]:
                 best = (score, placement)
@@ -151,9 +154,10 @@ def _open_lanes(device: DeviceInfo, lanes: Sequence[Lane], want: Want) -> list[L
     taken = {unit for lane in lanes for unit in lane.units}
     free = tuple(unit for unit in device.units if unit not in taken)
     if len(lanes) < MAX_LANES and free and (len(free) >= count or (want.sm_percent is None and not lanes)):
-        number = next(n for n in range(MAX_LANES) if n not in {lane.lane for lane in lanes})
+        numbers = [n for n in range(MAX_LANES) if n not in {lane.lane for lane in lanes}]
+        number = want.lane if want.lane in numbers else numbers[0]
         fitting.append(Lane(device.device_id, number, free[:count]))
-    return fitting
+    return [lane for lane in fitting if want.lane in (None, lane.lane)]
 
 
 def _seat(replica_id: str, want: Want, device: DeviceInfo, lane: Lane) -> tuple[Placement, tuple[float, ...]] | None:
@@ -196,6 +200,17 @@ def resize(lane: Lane, replica_id: str, quota_percent: float) -> tuple[Seat, ...
             f"ask for at most {max(0.0, 100.0 - taken - kept):g} %",
             reason="QUOTA_EXCEEDED",
         )
+    return seats
+
+
+def unpin(lane: Lane, replica_id: str) -> tuple[Seat, ...]:
+    """The lane's seats once nobody sizes `replica_id` any more: it shares what the pinned ones leave.
+
+    Raises PlacementError when they leave too little.
+    """
+    seats = share(attrs.evolve(s, pinned=False) if s.replica_id == replica_id else s for s in lane.seats)
+    if seats is None:
+        raise PlacementError(f"lane {lane.lane} of {lane.device_id} is full: {replica_id} keeps the quota it was given")
     return seats
 
 

@@ -35,12 +35,10 @@ class Load:
 class Plan:
     """One tick's plan. Columns are [function].
 
-    `rate` and `peak` are what must be carried within the promise now, and before another replica could serve; `least`
-    what must
-    be served at all. `quota_percent` is what the serving replicas need, `count` how many of this share carry the peak
-    with whole
-    lanes, `enough` how many are not too many, `area` what the present shape costs, with a little for each replica. `best_...` is the
-    cheapest shape. `known` masks the functions that are planned for at all.
+    `rate` and `peak` are what must be carried within the promise now, and before another replica could serve; `least` what
+    must be served at all. `quota_percent` is what the serving replicas need, `count` how many of this share carry the peak
+    with whole lanes, `enough` how many are not too many, `area` what the present shape costs, with a little for each replica.
+    `best_...` is the cheapest shape. `known` masks the functions that are planned for at all.
     """
 
     observation: Observation
@@ -120,7 +118,8 @@ class Plan:
     def quota_for(self, row: int, count: int) -> float:
         """The quota that so many replicas of the share aimed at need for the rate."""
         if not self.settings.vertical:
-            return float(self.now.quota_percent[row])
+            # As they were made; the first ones by what the cheapest shape needs.
+            return float(self.now.quota_percent[row] or self.best_quota[row])
         rps = self.stack.rps[self.stack.kind[row], int(count_rows(np.asarray(count))), self.share[row]]
         limit = self.stack.limit_rps[self.stack.kind[row], int(count_rows(np.asarray(count))), self.share[row]]
         able = limit >= self.least[row]

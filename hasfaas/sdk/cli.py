@@ -16,13 +16,17 @@ from hasfaas.core.errors import HasFaasError
 from hasfaas.core.version import VERSION
 from hasfaas.sdk.cli_config import config
 from hasfaas.sdk.cli_deploy import delete, deploy
+from hasfaas.sdk.cli_explain import explain
 from hasfaas.sdk.cli_gateway import down, status, up
 from hasfaas.sdk.cli_invoke import invoke
+from hasfaas.sdk.cli_plan import plan
 from hasfaas.sdk.cli_predict import predict
 from hasfaas.sdk.cli_profile import profile
 from hasfaas.sdk.cli_rapp import rapp
+from hasfaas.sdk.cli_replay import replay
 from hasfaas.sdk.cli_replicas import logs, ps, scale
 from hasfaas.sdk.cli_shell import Shell, exit_code, report
+from hasfaas.sdk.cli_simulate import simulate
 
 # As a shell reports a process that ended by SIGINT or SIGPIPE.
 INTERRUPTED, NOBODY_READS = 130, 141
@@ -77,7 +81,25 @@ def cli(ctx: click.Context, backend: str | None, settings: dict[str, str], trace
     ctx.call_on_close(ctx.obj.close)
 
 
-for _command in (up, down, status, deploy, invoke, predict, ps, scale, profile, logs, delete, rapp, config):
+for _command in (
+    up,
+    down,
+    status,
+    deploy,
+    invoke,
+    predict,
+    ps,
+    scale,
+    profile,
+    plan,
+    explain,
+    replay,
+    simulate,
+    logs,
+    delete,
+    rapp,
+    config,
+):
     cli.add_command(_command)
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hasfaas.rapp.description import DeviceDescription
     from hasfaas.rapp.profile import Profile
     from hasfaas.rapp.surface import Surface
+    from hasfaas.sdk.function import Remote
 
 LAWS = ("mean", "worst", "idle")
 MEANINGS = {
@@ -165,11 +166,14 @@ def predict(
     """
     reference = Reference.parse(target)
     if reference is None:
-        profile, timing = _stored(shell, target, device or "")
+        profile, timing = stored(shell, target, device or "")
     elif device is None:
         raise click.UsageError("APP.py::NAME needs --device, such as --device H100; a deployed function is a NAME")
     else:
-        profile, timing = _unseen(reference, device, example, batch, sm), _timing(shell.resolved.settings.local)
+        profile, timing = (
+            unseen(reference.function(), device, example, batch, sm),
+            timing_of(shell.resolved.settings.local),
+        )
     shown = prediction(profile, timing, batch, sm, quota, law, quantile)
     _point_out(shown, batch, sm)
     if picture is not None:
@@ -180,7 +184,7 @@ def predict(
     _print_tables(shown)
 
 
-def _stored(shell: Shell, name: str, device: str) -> tuple[Profile, Timing]:
+def stored(shell: Shell, name: str, device: str) -> tuple[Profile, Timing]:
     """The stored profile, and the timing of the gateway's lanes.
 
     Raises NotFoundError for an unknown function or device, and for a function that is unprofiled.
@@ -189,18 +193,18 @@ def _stored(shell: Shell, name: str, device: str) -> tuple[Profile, Timing]:
 
     client = shell.running()
     profile = Profile.from_dict(client.run(client.profile_of(name, device=device)))
-    return profile, _timing(client.run(client.gateway_status()))
+    return profile, timing_of(client.run(client.gateway_status()))
 
 
-def _timing(source: Any) -> Timing:
+def timing_of(source: Any) -> Timing:
     """Of settings or a gateway's status: both have `window_ms` and `quantum_ms`."""
     from hasfaas.executor.quota import Timing
 
     return Timing(round(source.window_ms * 1e6), round(source.quantum_ms * 1e6))
 
 
-def _unseen(
-    reference: Reference,
+def unseen(
+    function: Remote[Any],
     device: str,
     example: Sequence[str],
     batches: Sequence[int] | None,
@@ -210,7 +214,6 @@ def _unseen(
     from hasfaas.rapp.profile import Profile, ProfiledDevice
     from hasfaas.rapp.zero_shot import zero_shot_surface
 
-    function = reference.function()
     given = arguments.parse(example, lambda: sys.stdin.buffer.read())
     shown = given.args or function.example
     if given.kwargs or not shown:

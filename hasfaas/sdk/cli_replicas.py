@@ -157,6 +157,7 @@ def _profile(row: Mapping[str, Any]) -> str:
 @click.option("--sm", type=float, help="Percent of the device's SMs (of a cpu's cores), changed by new replicas.")
 @click.option("--replicas", type=click.IntRange(min=0), help="How many replicas.")
 @click.option("--lend/--no-lend", default=None, help="Whether replicas use lane time that no other is entitled to.")
+@click.option("--auto", is_flag=True, help="Take all that back: the scaler sizes the function again. Give it alone.")
 @json_option
 @pass_shell
 def scale(
@@ -166,17 +167,20 @@ def scale(
     sm: float | None,
     replicas: int | None,
     lend: bool | None,
+    auto: bool,
     as_json: bool,
 ) -> None:
-    """Sizes a function by hand. Says what changed, and after how many milliseconds it was in force."""
+    """Sizes a function by hand, and keeps the scaler from it until --auto. Says what changed, and after how many
+    milliseconds it was in force."""
     from hasfaas.wire.v1 import functions_pb2 as messages
 
-    if quota is None and sm is None and replicas is None and lend is None:
-        raise click.UsageError("give at least one of --quota, --sm, --replicas and --lend")
+    sizes = (quota, sm, replicas, lend)
+    if auto == any(size is not None for size in sizes):
+        raise click.UsageError("give at least one of --quota, --sm, --replicas and --lend, or --auto alone")
     shell.running()
     (old,) = _list(shell, name).functions
     request = messages.ScaleFunctionRequest(
-        name=old.name, quota_percent=quota, sm_percent=sm, replicas=replicas, lend=lend
+        name=old.name, quota_percent=quota, sm_percent=sm, replicas=replicas, lend=lend, auto=auto
     )
     with waiting(f"sizing {old.name}"):
         answer = shell.unary(lambda stub: stub.ScaleFunction(request))
@@ -190,7 +194,7 @@ def scale(
         if before[key] != after[key]
     ]
     unchanged = "nothing changed" if after["replicas"] else "set for the replicas to come, there is none now"
-    what = ", ".join(changed) or unchanged
+    what = ", ".join([*(["sized by hasfaas again"] if auto else []), *changed]) or unchanged
     click.echo(f"{old.name}: {what}; in force after {answer.applied_ms:.1f} ms")
 
 

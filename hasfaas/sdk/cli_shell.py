@@ -18,6 +18,7 @@ from hasfaas.core.errors import (
     InvalidRequestError,
     MemoryLimitError,
     NotFoundError,
+    SLOInfeasibleError,
     UnavailableError,
 )
 
@@ -34,6 +35,7 @@ _CODES: tuple[tuple[type[HasFaasError], int], ...] = (
     (MemoryLimitError, USER_CODE),  # the user's code asked for more than its `memory=`
     (InvalidRequestError, USAGE),
     (NotFoundError, USAGE),
+    (SLOInfeasibleError, USAGE),
 )
 
 

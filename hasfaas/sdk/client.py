@@ -252,12 +252,24 @@ class Client:
         sm: float | None = None,
         replicas: int | None = None,
         lend: bool | None = None,
+        auto: bool = False,
     ) -> pb.ScaleFunctionResponse:
-        """Sets what is given of one function: percents, a number of replicas, and whether they lend."""
+        """Sets what is given of one function: percents, a number of replicas, and whether they lend. `auto`, alone, gives it
+        back to the scaler."""
         session = await self.session()
-        request = pb.ScaleFunctionRequest(name=name, quota_percent=quota, sm_percent=sm, replicas=replicas, lend=lend)
+        request = pb.ScaleFunctionRequest(
+            name=name, quota_percent=quota, sm_percent=sm, replicas=replicas, lend=lend, auto=auto
+        )
         answer: pb.ScaleFunctionResponse = await self.rpc(session.stub.ScaleFunction(request))
         return answer
+
+    async def explain(self, name: str) -> dict[str, Any]:
+        """What the scaler sees of a function and has decided about it, as plain values."""
+        session = await self.session()
+        request = pb.ExplainFunctionRequest(name=name)
+        answer: pb.ExplainFunctionResponse = await self.rpc(session.stub.ExplainFunction(request))
+        explanation: dict[str, Any] = json.loads(answer.explanation_json)
+        return explanation
 
     async def profile(
         self,

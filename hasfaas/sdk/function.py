@@ -133,14 +133,18 @@ class Remote(Generic[P]):
         sm: float | None = None,
         replicas: int | None = None,
         lend: bool | None = None,
+        auto: bool = False,
     ) -> pb.ScaleFunctionResponse:
         """Sets quota (percent, of each replica, in place), SM share (percent, by new replicas) or the number of replicas.
 
         With `lend` replicas run on lane time that nobody is entitled to, and give their own idle time to others that lend.
 
+        `auto`, alone, takes all that back, and the scaler sizes the function again.
+
         Raises PlacementError when the device has not that much; nothing changes then.
         """
-        return self.client.run(self.client.scale(self.name, quota=quota, sm=sm, replicas=replicas, lend=lend))
+        sizes = self.client.scale(self.name, quota=quota, sm=sm, replicas=replicas, lend=lend, auto=auto)
+        return self.client.run(sizes)
 
     def status(self) -> pb.FunctionStatus:
         """Its replicas with their usage, its queue and its counts. NotFoundError when it is not deployed."""

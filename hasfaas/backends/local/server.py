@@ -23,6 +23,7 @@ from grpc_reflection.v1alpha import reflection
 
 from hasfaas.backends.fleet import Fleet
 from hasfaas.backends.profiles import Profiles
+from hasfaas.backends.scaling import ScalingLoop
 from hasfaas.core.errors import HasFaasError
 from hasfaas.core.settings import FRAMES_SOCKET, GATEWAY_SOCKET, Settings
 from hasfaas.node.agent import NodeAgent, Replica
@@ -79,11 +80,20 @@ class Gateway:
             observed=self._profiles.observe,
         )
         self._profiles.attach(self._fleet)
+        self._scaling = ScalingLoop(
+            self._fleet,
+            self._profiles,
+            settings.scaling,
+            window_ms=local.window_ms,
+            quantum_ms=local.quantum_ms,
+            state_dir=settings.state_dir,
+        )
         self._service = GatewayService(
             self._fleet.router,
             self._store,
             self._fleet,
             self._profiles,
+            self._scaling,
             embedded=lambda: self.embedded,
             window_ms=local.window_ms,
             quantum_ms=local.quantum_ms,
@@ -116,9 +126,10 @@ class Gateway:
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         ready()
         log.info("serving on %s", self._settings.socket_path(GATEWAY_SOCKET))
-        watch = asyncio.ensure_future(self._watch())
+        tasks = [asyncio.ensure_future(work) for work in (self._watch(), self._scaling.run())]
         await self._stop.wait()
-        watch.cancel()
+        for task in tasks:
+            task.cancel()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._finish_calls()
         # Sessions never end by themselves; what they wait for has been answered above.
@@ -126,6 +137,7 @@ class Gateway:
         await server.stop(grace=0.5)
         await self._fleet.stop()
         self._profiles.save()
+        self._scaling.close()
         self._store.close()
         for name in (GATEWAY_SOCKET, FRAMES_SOCKET):
             self._settings.socket_path(name).unlink(missing_ok=True)

@@ -278,18 +278,32 @@ class DeleteFunctionResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ScaleFunctionRequest(_message.Message):
-    __slots__ = ("name", "quota_percent", "sm_percent", "replicas", "lend")
+    __slots__ = ("name", "quota_percent", "sm_percent", "replicas", "lend", "auto")
     NAME_FIELD_NUMBER: _ClassVar[int]
     QUOTA_PERCENT_FIELD_NUMBER: _ClassVar[int]
     SM_PERCENT_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     LEND_FIELD_NUMBER: _ClassVar[int]
+    AUTO_FIELD_NUMBER: _ClassVar[int]
     name: str
     quota_percent: float
     sm_percent: float
     replicas: int
     lend: bool
-    def __init__(self, name: _Optional[str] = ..., quota_percent: _Optional[float] = ..., sm_percent: _Optional[float] = ..., replicas: _Optional[int] = ..., lend: _Optional[bool] = ...) -> None: ...
+    auto: bool
+    def __init__(self, name: _Optional[str] = ..., quota_percent: _Optional[float] = ..., sm_percent: _Optional[float] = ..., replicas: _Optional[int] = ..., lend: _Optional[bool] = ..., auto: _Optional[bool] = ...) -> None: ...
+
+class ExplainFunctionRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class ExplainFunctionResponse(_message.Message):
+    __slots__ = ("explanation_json",)
+    EXPLANATION_JSON_FIELD_NUMBER: _ClassVar[int]
+    explanation_json: str
+    def __init__(self, explanation_json: _Optional[str] = ...) -> None: ...
 
 class ScaleFunctionResponse(_message.Message):
     __slots__ = ("function", "applied_ms")

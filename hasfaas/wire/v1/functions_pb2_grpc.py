@@ -91,6 +91,11 @@ class FunctionServiceStub:
                 request_serializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.GetProfileRequest.SerializeToString,
                 response_deserializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.GetProfileResponse.FromString,
                 _registered_method=True)
+        self.ExplainFunction = channel.unary_unary(
+                '/hasfaas.wire.v1.FunctionService/ExplainFunction',
+                request_serializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.ExplainFunctionRequest.SerializeToString,
+                response_deserializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.ExplainFunctionResponse.FromString,
+                _registered_method=True)
 
 
 class FunctionServiceServicer:
@@ -168,6 +173,13 @@ class FunctionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainFunction(self, request, context):
+        """What the scaler knows of a function and has decided about it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FunctionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -225,6 +237,11 @@ def add_FunctionServiceServicer_to_server(servicer, server):
                     servicer.GetProfile,
                     request_deserializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.GetProfileRequest.FromString,
                     response_serializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.GetProfileResponse.SerializeToString,
+            ),
+            'ExplainFunction': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainFunction,
+                    request_deserializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.ExplainFunctionRequest.FromString,
+                    response_serializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.ExplainFunctionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -526,6 +543,33 @@ class FunctionService:
             '/hasfaas.wire.v1.FunctionService/GetProfile',
             hasfaas_dot_wire_dot_v1_dot_functions__pb2.GetProfileRequest.SerializeToString,
             hasfaas_dot_wire_dot_v1_dot_functions__pb2.GetProfileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainFunction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hasfaas.wire.v1.FunctionService/ExplainFunction',
+            hasfaas_dot_wire_dot_v1_dot_functions__pb2.ExplainFunctionRequest.SerializeToString,
+            hasfaas_dot_wire_dot_v1_dot_functions__pb2.ExplainFunctionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,8 @@ class FunctionServiceStub:
     Profile: _grpc.UnaryStreamMultiCallable[_functions_pb2.ProfileRequest, _functions_pb2.ProfileResponse]
     """Measures a function in a replica of its own, and keeps what was fitted to that. Leaving the stream ends the replica."""
     GetProfile: _grpc.UnaryUnaryMultiCallable[_functions_pb2.GetProfileRequest, _functions_pb2.GetProfileResponse]
+    ExplainFunction: _grpc.UnaryUnaryMultiCallable[_functions_pb2.ExplainFunctionRequest, _functions_pb2.ExplainFunctionResponse]
+    """What the scaler knows of a function and has decided about it."""
 
 @_typing.type_check_only
 class FunctionServiceAsyncStub(FunctionServiceStub):
@@ -73,6 +75,8 @@ class FunctionServiceAsyncStub(FunctionServiceStub):
     Profile: _aio.UnaryStreamMultiCallable[_functions_pb2.ProfileRequest, _functions_pb2.ProfileResponse]  # type: ignore[assignment]
     """Measures a function in a replica of its own, and keeps what was fitted to that. Leaving the stream ends the replica."""
     GetProfile: _aio.UnaryUnaryMultiCallable[_functions_pb2.GetProfileRequest, _functions_pb2.GetProfileResponse]  # type: ignore[assignment]
+    ExplainFunction: _aio.UnaryUnaryMultiCallable[_functions_pb2.ExplainFunctionRequest, _functions_pb2.ExplainFunctionResponse]  # type: ignore[assignment]
+    """What the scaler knows of a function and has decided about it."""
 
 class FunctionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Deploys, calls and sizes functions. Errors are canonical gRPC codes with google.rpc details (ErrorInfo, RetryInfo)
@@ -159,5 +163,13 @@ class FunctionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _functions_pb2.GetProfileRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_functions_pb2.GetProfileResponse, _abc.Awaitable[_functions_pb2.GetProfileResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ExplainFunction(
+        self,
+        request: _functions_pb2.ExplainFunctionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_functions_pb2.ExplainFunctionResponse, _abc.Awaitable[_functions_pb2.ExplainFunctionResponse]]:
+        """What the scaler knows of a function and has decided about it."""
 
 def add_FunctionServiceServicer_to_server(servicer: FunctionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,237 @@
+"""What a scaler sees, from the router's counters, the fleet and the node agent: one observation of everything."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import numpy as np
+
+from hasfaas.core.state import ReplicaState
+from hasfaas.executor.quota import Timing
+from hasfaas.node.agent import Replica
+from hasfaas.rapp import lane_law
+from hasfaas.scaling.journal import column
+from hasfaas.scaling.observation import Devices, Functions, Life, Observation, Replicas
+from hasfaas.serving.router import Counts
+
+if TYPE_CHECKING:
+    from hasfaas.backends.fleet import Fleet
+    from hasfaas.backends.member import Deployed
+    from hasfaas.backends.profiles import Profiles
+    from hasfaas.rapp.surface import Surface
+
+# Until a function has started once.
+GUESSED_COLD_START_S = 3.0
+# What is seen of a replica that nobody sized and no scaler governs: it gives way to others down to this much.
+YIELDING_QUOTA_PERCENT = 10.0
+# Of the calls that met an idle replica the quick ones tell what lies outside the lane. The estimate falls at once and rises
+# slowly, since a busy machine only ever makes it longer.
+QUICK_SHARE = 0.2
+RISE = 0.1
+LATENCY_WINDOW_S = 60.0
+LIVES = {ReplicaState.STARTING: Life.STARTING, ReplicaState.READY: Life.READY}
+
+Row = dict[str, Any]
+
+
+@attrs.define(eq=False)
+class _Seen:
+    """What is remembered of one function between two observations."""
+
+    counts: Counts
+    overhead_ms: float = 0.0
+    latencies: deque[tuple[float, float]] = attrs.field(factory=deque)
+
+
+@attrs.frozen
+class Recent:
+    """What was answered in the last minute: how many calls, and two quantiles of their latency."""
+
+    answered: int
+    p50_ms: float
+    p95_ms: float
+
+
+class Observer:
+    """Makes observations; each counts from the one before."""
+
+    def __init__(self, fleet: Fleet, profiles: Profiles, timing: Timing, tick_s: float) -> None:
+        self._fleet = fleet
+        self._profiles = profiles
+        self._timing = timing
+        self._tick_s = tick_s
+        self._last_s: float | None = None
+        self._seen: dict[str, _Seen] = {}
+        self._used_ns: dict[str, int] = {}
+
+    def observe(self, now_s: float) -> Observation:
+        """Everything at `now_s`, on the clock of the fleet."""
+        interval_s = self._tick_s if self._last_s is None else max(now_s - self._last_s, 1e-3)
+        self._last_s = now_s
+        agent = self._fleet.agent
+        processes = list(agent.replicas.values())
+        known = {deployed.record.name: deployed for deployed in self._fleet.functions()}
+        # Replicas of deleted functions hold room until they have finished.
+        left = sorted({process.request.function for process in processes} - set(known))
+        names = (*known, *left)
+        surfaces = {name: self._surface(deployed) for name, deployed in known.items()}
+        replicas = [self._replica(process, names, surfaces) for process in processes]
+        held = {name: sum(row["in_flight"] for row in replicas if names[row["function"]] == name) for name in names}
+        functions = [
+            {**self._function(deployed, surfaces[name], now_s), "in_flight": held[name]}
+            for name, deployed in known.items()
+        ]
+        functions += [self._deleted() for _ in left]
+        self._forget(known, processes)
+        devices = list(agent.devices.values())
+        return Observation(
+            now_s=now_s,
+            interval_s=interval_s,
+            functions=Functions(
+                names=names,
+                surfaces=tuple(found[1] if (found := surfaces.get(name)) else None for name in names),
+                **_columns(Functions, functions, width=len(devices)),
+            ),
+            replicas=Replicas(ids=tuple(process.replica_id for process in processes), **_columns(Replicas, replicas)),
+            devices=Devices(
+                tuple(agent.devices),
+                column("units", [len(device.units) for device in devices]),
+                column("memory_bytes", [device.memory_bytes for device in devices]),
+            ),
+            timing=self._timing,
+        )
+
+    def recent(self, name: str, now_s: float) -> Recent:
+        """The last minute of one function."""
+        seen = self._seen.get(name)
+        values = [ms for at_s, ms in seen.latencies if now_s - at_s <= LATENCY_WINDOW_S] if seen else []
+        if not values:
+            return Recent(0, 0.0, 0.0)
+        p50_ms, p95_ms = np.percentile(values, (50, 95))
+        return Recent(len(values), float(p50_ms), float(p95_ms))
+
+    def _forget(self, known: Mapping[str, Deployed], processes: Sequence[Replica]) -> None:
+        for name in set(self._seen) - set(known):
+            del self._seen[name]
+        for replica_id in set(self._used_ns) - {process.replica_id for process in processes}:
+            del self._used_ns[replica_id]
+
+    # -- functions -----------------------------------------------------------------------------------------------------
+
+    def _surface(self, deployed: Deployed) -> tuple[str, Surface] | None:
+        return None if deployed.record.kind.streams else self._profiles.surface(deployed.record)
+
+    def _function(self, deployed: Deployed, profiled: tuple[str, Surface] | None, now_s: float) -> Row:
+        record, spec, router = deployed.record, deployed.record.spec, self._fleet.router
+        counts = attrs.evolve(router.counts(record.name))
+        # What came before the first look is nobody's load of this second.
+        seen = self._seen.setdefault(record.name, _Seen(counts))
+        # A function that was deleted and deployed anew counts from nothing.
+        before = seen.counts if counts.accepted >= seen.counts.accepted else Counts()
+        seen.counts = counts
+        self._answered(deployed, seen, profiled[1] if profiled else None, now_s)
+        devices = self._fleet.agent.devices.values()
+        kind = profiled[0] if profiled else None
+        guess_s = max((device.cold_start_s for device in devices), default=0.0) or GUESSED_COLD_START_S
+
+        def grown(*fields: str) -> int:
+            return sum(getattr(counts, field) - getattr(before, field) for field in fields)
+
+        return {
+            "slo_ms": spec.slo_ms,
+            "late_share": 1.0 - spec.slo_percentile / 100.0,
+            "arrivals": grown("accepted", "refused"),
+            "completed": grown("completed"),
+            "late": grown("completed", "failed", "expired", "refused") - grown("slo_met"),
+            "waiting": router.depth(record.name),
+            "min_replicas": spec.min_replicas,
+            "max_replicas": spec.max_replicas,
+            "memory_bytes": spec.memory_bytes,
+            "batch_max": spec.batch.max_size if spec.batch else 1,
+            "cold_start_s": deployed.cold_start_s or guess_s,
+            "overhead_ms": seen.overhead_ms,
+            "by_hand": record.sizing.sized,
+            "devices": [
+                spec.device in ("auto", device.kind, device.device_id) and kind in (None, device.kind)
+                for device in devices
+            ],
+        }
+
+    def _deleted(self) -> Row:
+        """A function that is not there any more, while its replicas finish: nobody is to do anything about it."""
+        return {
+            **dict.fromkeys(("arrivals", "completed", "late", "waiting", "in_flight", "min_replicas"), 0),
+            **dict.fromkeys(("max_replicas", "batch_max", "memory_bytes"), 1),
+            "slo_ms": 1000.0,
+            "late_share": 0.01,
+            "cold_start_s": GUESSED_COLD_START_S,
+            "overhead_ms": 0.0,
+            "by_hand": True,
+            "devices": [False] * len(self._fleet.agent.devices),
+        }
+
+    def _answered(self, deployed: Deployed, seen: _Seen, surface: Surface | None, now_s: float) -> None:
+        """Takes over the latencies since the last time, and what they tell of the time outside the lane."""
+        answered = self._fleet.router.answered(deployed.record.name)
+        seen.latencies.extend((now_s, each.latency_ms) for each in answered)
+        while seen.latencies and now_s - seen.latencies[0][0] > LATENCY_WINDOW_S:
+            seen.latencies.popleft()
+        alone = sorted(each.latency_ms for each in answered if each.alone)
+        slices = [
+            (member.process.sm_percent, self._fleet.agent.quota_percent(member.process.replica_id) / 100.0)
+            for member in deployed.members.values()
+            if member.state is ReplicaState.READY
+        ]
+        if not alone or not slices or surface is None:
+            return
+        lane_ms = min(
+            float(lane_law.idle_ms(surface.hold(1, sm_percent), quota, self._timing)) for sm_percent, quota in slices
+        )
+        sample_ms = max(0.0, alone[int(QUICK_SHARE * len(alone))] - lane_ms)
+        before_ms = seen.overhead_ms
+        seen.overhead_ms = sample_ms if sample_ms < before_ms else before_ms + RISE * (sample_ms - before_ms)
+
+    # -- replicas ------------------------------------------------------------------------------------------------------
+
+    def _replica(
+        self, process: Replica, names: Sequence[str], surfaces: Mapping[str, tuple[str, Surface] | None]
+    ) -> Row:
+        agent, replica_id = self._fleet.agent, process.replica_id
+        member = self._fleet.member(replica_id)
+        name, cap = process.request.function, process.request.batch_cap
+        life = Life.STARTING
+        if member is not None:
+            cap = member.batch
+            # One that is being measured holds its room and serves nobody.
+            life = Life.DRAINING if member.bench is not None else LIVES.get(member.state, Life.DRAINING)
+        seat = agent.seat(replica_id)
+        quota_percent = seat.quota_percent
+        if not seat.pinned and surfaces.get(name) is None:
+            quota_percent = min(quota_percent, YIELDING_QUOTA_PERCENT)
+        used_ns = agent.usage(replica_id).used_ns
+        before_ns = self._used_ns.get(replica_id, 0)
+        self._used_ns[replica_id] = used_ns
+        return {
+            "function": names.index(name),
+            "device": list(agent.devices).index(process.device_id),
+            "lane": process.lane,
+            "sm_percent": process.sm_percent,
+            "quota_percent": quota_percent,
+            "batch": cap or process.request.batch_max or 1,
+            "life": life,
+            "since_s": process.asked_s,
+            "in_flight": self._fleet.router.in_flight(replica_id),
+            "used_s": (used_ns - before_ns) / 1e9,
+        }
+
+
+def _columns(table: type[attrs.AttrsInstance], rows: Sequence[Row], width: int = 0) -> dict[str, Any]:
+    """The rows as columns, each with its type; the matrix of devices is `width` wide also without rows."""
+    fields = [f.name for f in attrs.fields(table) if f.name not in ("names", "ids", "surfaces")]
+    made = {name: column(name, [row[name] for row in rows]) for name in fields}
+    if "devices" in made:
+        made["devices"] = made["devices"].reshape(len(rows), width)
+    return made

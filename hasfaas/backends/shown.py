@@ -1,0 +1,49 @@
+"""Replicas and devices as `ps` and `status` show them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hasfaas.backends.member import Member
+from hasfaas.node.agent import NodeAgent
+from hasfaas.serving.ports import DeviceView, LaneView, ReplicaView
+
+
+def replica_view(agent: NodeAgent, member: Member) -> ReplicaView:
+    """One replica."""
+    process = member.process
+    return ReplicaView(
+        replica_id=process.replica_id,
+        version=member.record.version,
+        state=member.state.value if member.bench is None else "profiling",
+        device_id=process.device_id,
+        lane=process.lane,
+        sm_asked_percent=member.want.sm_percent or process.sm_percent,
+        sm_granted_percent=process.sm_percent,
+        quota_percent=agent.quota_percent(process.replica_id),
+        memory_bytes=member.want.memory_bytes,
+        pid=process.pid,
+        usage=agent.usage(process.replica_id),
+        lends=member.want.lend,
+    )
+
+
+def device_views(agent: NodeAgent) -> Sequence[DeviceView]:
+    """All devices with their lanes."""
+    lanes = agent.lanes()
+    views = []
+    for device in agent.devices.values():
+        mine = [lane for lane in lanes if lane.device_id == device.device_id]
+        units = len(device.units)
+        views.append(
+            DeviceView(
+                device_id=device.device_id,
+                kind=device.kind,
+                units=units,
+                memory_bytes=device.memory_bytes,
+                memory_used_bytes=sum(s.memory_bytes for lane in mine for s in lane.seats),
+                lanes=tuple(LaneView(x.lane, x.units, 100.0 * len(x.units) / units, x.quota_percent) for x in mine),
+                occupancy=sum(len(x.units) / units * x.quota_percent / 100.0 for x in mine),
+            )
+        )
+    return views

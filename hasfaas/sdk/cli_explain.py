@@ -1,0 +1,130 @@
+"""`hasfaas explain`: what the scaler sees of a function, what it expects, what it has done about it, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from hasfaas.sdk.cli_shell import Shell, json_option, pass_shell
+from hasfaas.sdk.cli_table import duration, percent, print_json, print_table
+
+SHOWN_ACTIONS = 12
+
+
+@click.command()
+@click.argument("name")
+@click.option("--price", type=click.FloatRange(min=0), help="Of a whole device an hour, to say what the slices cost.")
+@click.option("--last", type=click.IntRange(min=0), default=SHOWN_ACTIONS, show_default=True, help="So many actions.")
+@json_option
+@pass_shell
+def explain(shell: Shell, name: str, price: float | None, last: int, as_json: bool) -> None:
+    """Says how a function is scaled: its load, the forecast, its slices and their cost, and the latest actions with reasons.
+
+    What was predicted stands beside what was observed in the last minute.
+    """
+    client = shell.running()
+    found = client.run(client.explain(name))
+    if price is not None and "occupancy" in found:
+        found["cost_per_hour"] = found["occupancy"] * price
+    if as_json:
+        print_json(found)
+        return
+    _head(found)
+    if "observed" not in found:
+        return
+    _figures(found)
+    if found["replicas"]:
+        click.echo()
+        _replicas(found["replicas"])
+    if found["actions"] and last:
+        click.echo()
+        _actions(found["actions"][:last])
+
+
+def _head(found: Mapping[str, Any]) -> None:
+    if not found["governed"]:
+        click.echo(f"{found['function']} is not scaled: {found['why_not']}")
+        return
+    if "reason" not in found:
+        click.echo(f"{found['function']}: the scaler has not looked at it yet; ask again in a second")
+        return
+    click.echo(f"{found['function']}: {found['reason']}, decided {duration(found['decided_ago_s'])} ago")
+
+
+def _figures(found: Mapping[str, Any]) -> None:
+    observed, predicted, told = found["observed"], found["predicted"], found["diagnostics"]
+    promise = 100.0 * (1.0 - observed["late_share_promised"])
+    lines = [
+        ("promised", f"{promise:g} % of the calls within {observed['slo_ms']:g} ms"),
+        (
+            "observed",
+            f"{observed['rps']:.3g} rps, {observed['late']} of {observed['completed']} late "
+            f"({100.0 * observed['late_share']:.2g} %), p50 {observed['p50_ms']:.3g} ms, p95 {observed['p95_ms']:.3g} ms, "
+            f"in {duration(observed['seconds'])}",
+        ),
+    ]
+    if predicted is not None:
+        within = "" if predicted["p95_ms"] is None else f"p95 {predicted['p95_ms']:.3g} ms at this rate, "
+        lines.append(
+            (
+                "predicted",
+                f"{within}one call {predicted['idle_ms']:.3g} ms when idle, {predicted['worst_ms']:.3g} ms without credit",
+            )
+        )
+    if told.get("rate_rps") is not None and told.get("peak_rps") is not None:
+        carries = told.get("capacity_rps")
+        lines.append(
+            (
+                "planned for",
+                f"{told['rate_rps']:.3g} rps now, {told['peak_rps']:.3g} rps before another replica could serve"
+                + ("" if carries is None else f"; its slices carry {carries:.3g} rps"),
+            )
+        )
+    cost = f", {found['cost_per_hour']:.4g} an hour" if "cost_per_hour" in found else ""
+    lines.append(("holds", f"{found['occupancy']:.3g} of a device{cost}"))
+    width = max(len(label) for label, _ in lines)
+    for label, text in lines:
+        click.echo(f"  {label:<{width}}  {text}")
+    click.echo(f"  {'log':<{width}}  {found['log']}")
+
+
+def _replicas(replicas: list[Mapping[str, Any]]) -> None:
+    columns = ("replica", "state", "device", ">lane", ">SM %", ">quota %", ">batch", ">of a device")
+    rows = [
+        (
+            each["replica"],
+            each["state"],
+            each["device"],
+            str(each["lane"]),
+            percent(each["sm_percent"]),
+            percent(each["quota_percent"]),
+            str(each["batch"]),
+            f"{each['occupancy']:.3g}",
+        )
+        for each in replicas
+    ]
+    print_table(columns, rows)
+
+
+def _actions(actions: list[Mapping[str, Any]]) -> None:
+    rows = []
+    for each in actions:
+        refused = f" (came to nothing: {each['refused']})" if each["refused"] else ""
+        rows.append((f"{duration(each['ago_s'])} ago", _what(each), f"{each['reason']}{refused}"))
+    print_table((">when", "what", "why"), rows)
+
+
+def _what(action: Mapping[str, Any]) -> str:
+    match action["do"]:
+        case "resize":
+            return f"{action['replica_id']} to quota {percent(action['quota_percent'])} %"
+        case "rebatch":
+            return f"{action['replica_id']} to batches of {action['batch']}"
+        case "add":
+            return (
+                f"a replica in {action['device']} lane {action['lane']}: SM {percent(action['sm_percent'])} %, quota "
+                f"{percent(action['quota_percent'])} %, batches of {action['batch']}"
+            )
+    return f"{action['replica_id']} drained"
