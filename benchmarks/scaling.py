@@ -19,7 +19,8 @@ Protocol (the project's scaling reference, section 8)
 
 Cuts, and why
     windows    15 minutes of each hour-long trace, since 25 minutes on two cores are the budget of all; of the diurnal series
-               the steepest rise and the greatest spike, so nothing hard is cut away
+               the steepest rise and the greatest spike, so nothing hard is cut away; of all but HAS's own loads, which are
+               250 s long, parts that ours was not tuned on
     tuning     KPA (containerConcurrency 1, 4, 8, 15) and the fixed slice (16 settings) are tuned on the first seed of the
                very cell they are judged in, not on a window before it: less time, and in their favour
     ablations  on the first seed only
@@ -96,36 +97,12 @@ class Plan:
 def measure(plan: Plan, kept: Sequence[Row] = ()) -> dict[str, Any]:
     """Runs a plan: everything that the JSON holds. `kept` are rows of an earlier run."""
     began_s = time.monotonic()
-    report: dict[str, Any] = {}
     figures: dict[str, Figure] = {}
+    report: dict[str, Any] = {"ablations": {}}
     if {"grid", "ablations"} & {*plan.parts}:
-        done = list(spread(scaling_runs.run, _tasks(plan), plan.jobs, "grid"))
-        fresh = [row for d in done for row in d.rows]
-        table = Grid.of(plan.cells, [*fresh, *_still_wanted(kept, fresh, plan.cells)])
-        if "grid" in plan.parts:
-            figures |= scaling_keys.figures(table)
-            report |= {
-                "bounds": scaling_keys.bounds(table),
-                "curve": scaling_keys.curve(table),
-                "summary": scaling_keys.summary(table),
-                "dearer_than_fixed": scaling_keys.dearer(table),
-                "lost": scaling_keys.lost(table),
-                "missed": scaling_keys.missed(table),
-            }
-        report["ablations"] = scaling_keys.ablations(table)
-        report["cells"] = [_cell(table, cell) for cell in plan.cells]
-        report["tried"] = [row.to_dict() for d in done for row in d.tried]
+        figures |= _grid(plan, kept, report)
     if "tenants" in plan.parts:
-        rows = _tenants(plan)
-        figures |= scaling_tenants.figures(rows)
-        best = scaling_tenants.chosen(rows)
-        report["tenants"] = {
-            "summary": scaling_tenants.summary(best),
-            "best_baseline": scaling_tenants.best_baseline(best),
-            "rows": [row.to_dict() for row in rows],
-        }
-        if "ablations" in plan.parts:
-            report.setdefault("ablations", {})["no pooling"] = scaling_tenants.without_pooling(best)
+        figures |= _tenants(plan, report)
     if "speed" in plan.parts:
         report["speed"] = {str(count): scaling_speed.measure(count, plan.ticks) for count in scaling_speed.SIZES}
     spent = resource.getrusage(resource.RUSAGE_CHILDREN), resource.getrusage(resource.RUSAGE_SELF)
@@ -205,13 +182,44 @@ def _tasks(plan: Plan) -> list[scaling_runs.Task]:
     ]
 
 
-def _tenants(plan: Plan) -> list[Row]:
+def _grid(plan: Plan, kept: Sequence[Row], report: dict[str, Any]) -> dict[str, Figure]:
+    """The figures of the cells; what stands behind them goes to the report."""
+    done = list(spread(scaling_runs.run, _tasks(plan), plan.jobs, "grid"))
+    fresh = [row for d in done for row in d.rows]
+    table = Grid.of(plan.cells, [*fresh, *_still_wanted(kept, fresh, plan.cells)])
+    report["ablations"] |= scaling_keys.ablations(table)
+    report["cells"] = [_cell(table, cell) for cell in plan.cells]
+    report["tried"] = [row.to_dict() for d in done for row in d.tried]
+    if "grid" not in plan.parts:
+        return {}
+    report |= {
+        "bounds": scaling_keys.bounds(table),
+        "curve": scaling_keys.curve(table),
+        "summary": scaling_keys.summary(table),
+        "dearer_than_fixed": scaling_keys.dearer(table),
+        "lost": scaling_keys.lost(table),
+        "missed": scaling_keys.missed(table),
+    }
+    return scaling_keys.figures(table)
+
+
+def _tenants(plan: Plan, report: dict[str, Any]) -> dict[str, Figure]:
+    """The figures of the tenants; what stands behind them goes to the report."""
     tasks = [
         scaling_tenants.Task(run, seed, plan.data, plan.tenants)
         for seed in range(1, plan.tenant_seeds + 1)
         for run in scaling_tenants.RUNS
     ]
-    return list(spread(scaling_tenants.run, tasks, plan.jobs, "tenants"))
+    rows = list(spread(scaling_tenants.run, tasks, plan.jobs, "tenants"))
+    best = scaling_tenants.chosen(rows)
+    report["tenants"] = {
+        "summary": scaling_tenants.summary(best),
+        "best_baseline": scaling_tenants.best_baseline(best),
+        "rows": [row.to_dict() for row in rows],
+    }
+    if "ablations" in plan.parts:
+        report["ablations"]["no pooling"] = scaling_tenants.without_pooling(best)
+    return scaling_tenants.figures(rows)
 
 
 def _cell(table: Grid, cell: Cell) -> dict[str, Any]:

@@ -66,7 +66,7 @@ WARMING = ((0.5, 14.0), (2.0, 4.0), (4.0, 4.0), (8.0, 5.0))
 STEADY_S, RAMP_S, AFTER_S = 20.0, 1.0, 11.0
 FIRST_S = sum(seconds for _, seconds in WARMING)
 BEFORE_S = FIRST_S + STEADY_S
-STEP_SETTINGS = {"keep_alive_s": 60.0, "quota_calm_s": 3.0}
+STEP_SETTINGS = {"keep_alive_s": 60.0, "quota_calm_s": 3.0, "pooling": False}
 AGREE_COLD_START_S = 2.0
 # Mean rps of three series that rise and fall by half; decisions at the edge of a threshold go either way, and three functions
 # have more of them than one. No jumps: what those cost hangs on the instant of the next tick, and is the step's business.
@@ -274,7 +274,7 @@ def agree(seed: int) -> dict[str, Any]:
     """The series on a gateway and in the simulator."""
     rng = np.random.default_rng(seed)
     arrivals = [poisson(waves(rps, phase), rng) for phase, rps in enumerate(AGREE_RPS)]
-    run = served(FUNCTIONS, arrivals, AGREE_COLD_START_S, TABLE, {"keep_alive_s": 60.0})
+    run = served(FUNCTIONS, arrivals, AGREE_COLD_START_S, TABLE, {"keep_alive_s": 60.0, "pooling": False})
     result = simulated(run, AGREE_S, seed)
     latency_ms = run.latencies_ms(WARM_UP_S)
     live, virtual = 100.0 * run.late(WARM_UP_S) / len(latency_ms), 100.0 * result.violations()

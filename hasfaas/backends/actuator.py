@@ -13,6 +13,7 @@ import attrs
 from hasfaas.core.errors import HasFaasError
 from hasfaas.node.lanes import Want
 from hasfaas.scaling.decision import Action, AddReplica, Decision, DrainReplica, Rebatch, Resize
+from hasfaas.serving.ports import FunctionRecord
 
 if TYPE_CHECKING:
     from hasfaas.backends.fleet import Fleet
@@ -40,10 +41,11 @@ class Outcome:
 
 
 class Actuator:
-    """Acts on one fleet."""
+    """Acts on one fleet. With `lend` replicas lend the idle time of their lanes, unless an operator has said otherwise."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, *, lend: bool) -> None:
         self._fleet = fleet
+        self._lend = lend
 
     def apply(self, decision: Decision, now_s: float) -> list[Outcome]:
         """Each action of a decision in its order, with what came of it; starts and drains go on after this returns."""
@@ -80,7 +82,8 @@ class Actuator:
     def _act(self, action: Action, outcome: Outcome) -> None:
         match action:
             case Resize():
-                self._fleet.resize(action.replica_id, action.quota_percent)
+                lend = self._lends(self._function(action))
+                self._fleet.resize(action.replica_id, action.quota_percent, lend=lend)
             case Rebatch():
                 self._fleet.rebatch(action.replica_id, action.batch)
             case DrainReplica():
@@ -90,13 +93,21 @@ class Actuator:
             case _:
                 assert_never(action)
 
+    def _lends(self, name: str) -> bool:
+        """What an operator has said of lending, else what all do."""
+        record = self._record(name)
+        return self._lend if record is None or record.sizing.lend is None else record.sizing.lend
+
+    def _record(self, name: str) -> FunctionRecord | None:
+        return next((d.record for d in self._fleet.functions() if d.record.name == name), None)
+
     def _want(self, action: AddReplica) -> Want:
-        record = next((d.record for d in self._fleet.functions() if d.record.name == action.function), None)
+        record = self._record(action.function)
         return Want(
             memory_bytes=record.spec.memory_bytes if record else 0,
             device=action.device,
             sm_percent=action.sm_percent,
             quota_percent=action.quota_percent,
-            lend=bool(record.sizing.lend) if record else False,
+            lend=self._lends(action.function),
             lane=action.lane,
         )

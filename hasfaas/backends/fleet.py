@@ -303,11 +303,14 @@ class Fleet:
             if not deployed.serves():
                 self.router.fail_waiting(name, exc)
 
-    def resize(self, replica_id: str, quota_percent: float) -> None:
-        """Another quota, in place. PlacementError when its lane has not that much, NotFoundError for one that has gone."""
+    def resize(self, replica_id: str, quota_percent: float, *, lend: bool) -> None:
+        """Another quota, in place, and whether idle time is lent. PlacementError when its lane has not that much,
+        NotFoundError for one that has gone."""
         self.agent.resize(replica_id, quota_percent)
         if (member := self._members.get(replica_id)) is not None:
-            member.want = attrs.evolve(member.want, quota_percent=quota_percent)
+            if member.want.lend != lend:
+                self.agent.lend(replica_id, lend)
+            member.want = attrs.evolve(member.want, quota_percent=quota_percent, lend=lend)
 
     def rebatch(self, replica_id: str, batch: int) -> None:
         """Another greatest batch. NotFoundError for a replica that has gone, or is only just being forked."""

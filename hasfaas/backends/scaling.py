@@ -164,7 +164,7 @@ class ScalingLoop:
 
         timing = Timing(round(self._window_ms * 1e6), round(self._quantum_ms * 1e6))
         self._observer = Observer(self._fleet, self._profiles, timing, self._settings.tick_s)
-        self._actuator = Actuator(self._fleet)
+        self._actuator = Actuator(self._fleet, lend=self._settings.pooling)
         self._log = DecisionLog(
             self._folder,
             self._make_policy,
@@ -217,5 +217,6 @@ def hybrid(settings: ScalingSettings) -> tuple[Policy, Mapping[str, Any]]:
         quota_calm_s=settings.quota_calm_s,
         replica_calm_s=settings.replica_calm_s,
         vertical=settings.vertical,
+        pooling=settings.pooling,
     )
     return HybridScaler(made), attrs.asdict(made)

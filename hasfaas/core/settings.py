@@ -109,15 +109,17 @@ class ScalingSettings:
 
     It observes and decides every `tick_s`. The last replica goes after `keep_alive_s` without a call; a quota falls once less
     has sufficed for `quota_calm_s`, and a replica goes after `replica_calm_s`. Without `vertical` quotas stay as they are.
+    With `pooling` functions share lanes and lend their idle time.
     The log keeps the last `log_segments` files of about `log_mb` megabytes each.
     """
 
     enabled: bool = attrs.field(default=True, validator=keys.boolean())
     tick_s: float = attrs.field(default=1.0, validator=keys.number("seconds", 0.1, 60))
-    keep_alive_s: float = attrs.field(default=300.0, validator=keys.number("seconds", 0))
-    quota_calm_s: float = attrs.field(default=10.0, validator=keys.number("seconds", 0))
+    keep_alive_s: float = attrs.field(default=120.0, validator=keys.number("seconds", 0))
+    quota_calm_s: float = attrs.field(default=5.0, validator=keys.number("seconds", 0))
     replica_calm_s: float = attrs.field(default=30.0, validator=keys.number("seconds", 0))
     vertical: bool = attrs.field(default=True, validator=keys.boolean())
+    pooling: bool = attrs.field(default=True, validator=keys.boolean())
     log_mb: int = attrs.field(default=16, validator=keys.whole("megabytes", 1, 4096))
     log_segments: int = attrs.field(default=4, validator=keys.whole("files", 1, 1000))
 

@@ -104,7 +104,7 @@ def test_a_tick_observes_decides_acts_and_writes_down(tmp_path: Path) -> None:
     loop = loop_of(fleet, tmp_path, policy)
     next_s = asyncio.run(loop.tick())
     loop.close()
-    assert fleet.told == [("resize", "a", 44.0), ("settle", "app.f")]
+    assert fleet.told == [("resize", "a", 44.0, True), ("settle", "app.f")]
     [observation] = policy.seen
     assert observation.replicas.ids == ("a",)
     assert next_s == pytest.approx(observation.now_s + 60.0)

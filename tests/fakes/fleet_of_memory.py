@@ -172,11 +172,11 @@ class MemoryFleet:
         if self.full:
             self.late.append(lambda: refused("no room"))
 
-    def resize(self, replica_id: str, quota_percent: float) -> None:
+    def resize(self, replica_id: str, quota_percent: float, *, lend: bool) -> None:
         self._known(replica_id)
         if quota_percent > 100.0:
             raise PlacementError("the lane has not that much", reason="QUOTA_EXCEEDED")
-        self.told.append(("resize", replica_id, quota_percent))
+        self.told.append(("resize", replica_id, quota_percent, lend))
 
     def rebatch(self, replica_id: str, batch: int) -> None:
         self._known(replica_id)
