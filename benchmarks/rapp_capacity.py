@@ -128,13 +128,10 @@ class Accounts:
         return end
 
 
-def late_shares(
-    cells: Cells, rate_rps: Array, requests: int, seed: int, timing: Timing, *, oldest_first: bool = False
-) -> Array:
+def late_shares(cells: Cells, rate_rps: Array, requests: int, seed: int, timing: Timing) -> Array:
     """Share of late requests of each cell under Poisson arrivals at `rate_rps`, after the first tenth.
 
-    Of replicas that hold equally many executions the first is chosen, as `policies.pick` does, or with `oldest_first`
-    the one whose running execution began first.
+    Of replicas that hold equally many executions the one whose last execution began first is chosen, as `policies.pick` does.
     """
     random = np.random.default_rng(seed)
     count, most_replicas, most_batch = len(cells), int(cells.replicas.max()), int(cells.batch.max())
@@ -161,7 +158,7 @@ def late_shares(
         full_at = unit[mine, k + b - 1] * scale[alive]
         now = np.minimum(np.maximum(next_at, last[alive].min(axis=1)), np.maximum(full_at, former[alive].min(axis=1)))
         executions = (last[alive] > now[:, None]).astype(np.int8) + (former[alive] > now[:, None])
-        chosen = _first(executions, began[alive] if oldest_first else None)
+        chosen = _first(executions, began[alive])
         which = (alive, chosen)
         arrived = unit[mine[:, None], k[:, None] + lookup] * scale[alive, None]
         taken = (arrived <= now[:, None]) & (lookup < b[:, None])
@@ -178,20 +175,18 @@ def late_shares(
     return late / (requests - first_counted)
 
 
-def _first(executions: Array, began: Array | None) -> Array:
+def _first(executions: Array, began: Array) -> Array:
     """The index of the replica that gets the next batch."""
-    if began is None:
-        return np.asarray(executions.argmin(axis=1))
     equal = executions == executions.min(axis=1, keepdims=True)
     return np.asarray(np.where(equal, began, np.inf).argmin(axis=1))
 
 
-def true_rps(cells: Cells, requests: int, seed: int, timing: Timing, *, oldest_first: bool = False) -> Array:
+def true_rps(cells: Cells, requests: int, seed: int, timing: Timing) -> Array:
     """The greatest rate at which at most `late_share` are late, by ten halvings of what could be served at all."""
     low, high = np.zeros(len(cells)), cells.greatest_rps()
     for _ in range(10):
         middle = (low + high) / 2.0
-        late = late_shares(cells, middle, requests, seed, timing, oldest_first=oldest_first)
+        late = late_shares(cells, middle, requests, seed, timing)
         held = late <= cells.late_share
         low, high = np.where(held, middle, low), np.where(held, high, middle)
     return low
@@ -199,15 +194,14 @@ def true_rps(cells: Cells, requests: int, seed: int, timing: Timing, *, oldest_f
 
 @attrs.frozen
 class Found:
-    """One seed's cells: what the rule grants, what is then late, and the true capacity with the router as it is and with
-    one that sends ahead to the oldest execution (NaN where eps is too small for a quick bisection)."""
+    """One seed's cells: what the rule grants, what is then late, and the true capacity (NaN where eps is too small for a quick
+    bisection)."""
 
     seed: int
     cells: Cells
     rule_rps: Array
     late: Array
     true_rps: Array
-    oldest_first_rps: Array
 
     @property
     def ratio(self) -> Array:
@@ -229,10 +223,9 @@ def examine(count: int, seed: int, requests: int) -> Found:
         found = late_shares(cells.only(each), rule[each], requests * (4 if rare else 1), seed, timing)
         late[where] = found.reshape(-1, SERIES).mean(axis=1)
     often = np.flatnonzero(cells.late_share >= 0.01)
-    true, oldest = np.full(len(cells), np.nan), np.full(len(cells), np.nan)
-    for into, oldest_first in ((true, False), (oldest, True)):
-        into[often] = true_rps(cells.only(often), requests // 3, seed + 1000, timing, oldest_first=oldest_first)
-    return Found(seed, cells, rule, late, true, oldest)
+    true = np.full(len(cells), np.nan)
+    true[often] = true_rps(cells.only(often), requests // 3, seed + 1000, timing)
+    return Found(seed, cells, rule, late, true)
 
 
 def main() -> int:
@@ -277,10 +270,10 @@ def report_late(found: Sequence[Found]) -> dict[str, object]:
 
 def report_capacity(found: Sequence[Found]) -> dict[str, object]:
     """Prints what the rule gives away, and returns the figures."""
-    columns = ((f.rule_rps, f.true_rps, f.oldest_first_rps, f.cells.greatest_rps(), f.cells.replicas) for f in found)
-    rule, true, oldest, whole, replicas = (np.concatenate(c) for c in zip(*columns, strict=True))
+    columns = ((f.rule_rps, f.true_rps, f.cells.greatest_rps(), f.cells.replicas) for f in found)
+    rule, true, whole, replicas = (np.concatenate(c) for c in zip(*columns, strict=True))
     known = np.nan_to_num(true) > 0.01 * whole
-    share, gain = rule[known] / true[known], oldest[known] / true[known]
+    share = rule[known] / true[known]
     refused = share == 0.0
     p10, median, p90 = (float(v) for v in np.quantile(share, (0.1, 0.5, 0.9)))
     print(
@@ -290,8 +283,7 @@ def report_capacity(found: Sequence[Found]) -> dict[str, object]:
     print(f"p10 {p10:.3f}, median {median:.3f}, p90 {p90:.3f}; refused {refused.sum()}")
     for count in REPLICAS:
         n = replicas[known] == count
-        print(f"  n {count}: mean {share[n].mean():.3f}, where granted {share[n & ~refused].mean():.3f}", end="")
-        print(f"; a router that sends ahead to the oldest execution: x {gain[n].mean():.3f} (most {gain[n].max():.2f})")
+        print(f"  n {count}: mean {share[n].mean():.3f}, where granted {share[n & ~refused].mean():.3f}")
     return {
         "mean": float(share.mean()),
         "p10": p10,
@@ -299,7 +291,6 @@ def report_capacity(found: Sequence[Found]) -> dict[str, object]:
         "p90": p90,
         "refused": int(refused.sum()),
         "cells": int(known.sum()),
-        "oldest_first_gain": float(gain.mean()),
     }
 
 
