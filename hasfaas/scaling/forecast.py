@@ -52,7 +52,7 @@ class ForecastSettings:
     proof: float = 2.0
     greatest_spread: float = 4.0
     memory_s: float = 1200.0
-    reserve: float = 1.05
+    reserve: float = 1.5
 
 
 @attrs.define(eq=False)

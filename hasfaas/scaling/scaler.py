@@ -38,7 +38,7 @@ class HybridScaler:
     """A Policy. `settings` are its only options."""
 
     def __init__(self, settings: ScalerSettings | None = None) -> None:
-        self.settings = settings or ScalerSettings()
+        self.settings = (settings or ScalerSettings()).effective()
         self._memory = Memory.of((), Forecast.of(0, self.settings.forecasting))
         # With each frontier the surface that it was made of: while it lives, nothing else has its id.
         self._frontiers: dict[tuple[object, ...], tuple[Surface, Frontier]] = {}

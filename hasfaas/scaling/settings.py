@@ -8,6 +8,10 @@ from hasfaas.core.errors import InvalidRequestError
 from hasfaas.scaling.forecast import ForecastSettings
 
 
+# The reserve and the insurance of functions that share lanes, at most.
+POOLED_RESERVE, POOLED_INSURANCE = 1.05, 0.1
+
+
 def _positive(_instance: object, attribute: attrs.Attribute[float], value: float) -> None:
     if not value > 0.0:
         raise InvalidRequestError(f"{attribute.name}={value} must be positive", reason="BAD_SCALER")
@@ -44,19 +48,19 @@ class ScalerSettings:
 
     tick_s: float = attrs.field(default=1.0, validator=_positive)
     late_factor: float = attrs.field(default=1.0, validator=_positive)
-    budget_factor: float = attrs.field(default=0.5, validator=_positive)
+    budget_factor: float = attrs.field(default=0.35, validator=_positive)
     forecasting: ForecastSettings = attrs.field(factory=ForecastSettings)
     hold_quantile: float = 0.6
-    insurance: float = 0.15
-    quota_calm_s: float = 5.0
+    insurance: float = 0.3
+    quota_calm_s: float = 4.0
     replica_calm_s: float = 30.0
     fall_share: float = 0.05
     reshape_payback: float = 2.0
     reshape_gain: float = 0.1
     keep_alive_s: float = attrs.field(default=120.0, validator=_positive)
     margin_step: float = 0.4
-    margin_range: tuple[float, float] = attrs.field(default=(0.35, 1.5))
-    jump_share: float = 0.25
+    margin_range: tuple[float, float] = attrs.field(default=(0.4, 2.0))
+    jump_share: float = 0.6
     settle_s: float = 5.0
     vertical: bool = True
     forecast: bool = True
@@ -74,3 +78,10 @@ class ScalerSettings:
                 f"margin_range={self.margin_range} must hold a factor up to 1 and one from 1 on, such as (0.5, 1.5)",
                 reason="BAD_SCALER",
             )
+
+    def effective(self) -> ScalerSettings:
+        """What holds: where lanes are shared, time that is lent is the reserve, and little is kept beside it."""
+        if not self.pooling:
+            return self
+        forecasting = attrs.evolve(self.forecasting, reserve=min(self.forecasting.reserve, POOLED_RESERVE))
+        return attrs.evolve(self, forecasting=forecasting, insurance=min(self.insurance, POOLED_INSURANCE))
