@@ -56,7 +56,8 @@ class Run:
 
 
 RUNS: tuple[Run, ...] = (
-    Run(POOLED, "hybrid:pooling=true", lend=True),
+    # As a gateway has it by default.
+    Run(POOLED, "hybrid:pooling=true:keep_alive_s=60", lend=True),
     Run(ALONE, "hybrid"),
     *(Run("fixed", text) for text in TUNED["fixed"]),
     Run("fast", "fast"),

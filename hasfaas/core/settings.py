@@ -115,7 +115,7 @@ class ScalingSettings:
 
     enabled: bool = attrs.field(default=True, validator=keys.boolean())
     tick_s: float = attrs.field(default=1.0, validator=keys.number("seconds", 0.1, 60))
-    keep_alive_s: float = attrs.field(default=120.0, validator=keys.number("seconds", 0))
+    keep_alive_s: float = attrs.field(default=60.0, validator=keys.number("seconds", 0))
     quota_calm_s: float = attrs.field(default=4.0, validator=keys.number("seconds", 0))
     replica_calm_s: float = attrs.field(default=30.0, validator=keys.number("seconds", 0))
     vertical: bool = attrs.field(default=True, validator=keys.boolean())

@@ -42,9 +42,7 @@ def _share(_instance: object, attribute: attrs.Attribute[float], value: float) -
 @attrs.frozen
 class ForecastSettings:
     """`quantile` is the level of the online quantile, `step` how fast it moves, in deviations. `proof` is by how many
-    deviations
-    a count must stand out to prove a rate. `memory_s` is how long peaks are remembered, `reserve` the least of them
-    as a factor."""
+    deviations a count must stand out to prove a rate. `memory_s` is how long peaks are remembered."""
 
     quantile: float = attrs.field(default=0.65, validator=_share)
     step: float = 0.05
@@ -52,7 +50,6 @@ class ForecastSettings:
     proof: float = 2.0
     greatest_spread: float = 4.0
     memory_s: float = 1200.0
-    reserve: float = 1.5
 
 
 @attrs.define(eq=False)
@@ -135,9 +132,10 @@ class Forecast:
                 best = np.maximum(best, (total - self.settings.proof * np.sqrt(total)) / length_s)
         return best
 
-    def peak_rps(self) -> Array:
-        """What must be possible before another replica could serve [function], requests per second."""
-        return np.asarray(np.maximum(self.upper_rps() * self.settings.reserve, self.envelope_rps))
+    def peak_rps(self, reserve: float = 1.0) -> Array:
+        """What must be possible before another replica could serve [function], requests per second: the last peak, and
+        `reserve` times what is planned."""
+        return np.asarray(np.maximum(self.upper_rps() * reserve, self.envelope_rps))
 
     def deviation(self) -> Array:
         """Of the level over the short horizon, in requests per second."""

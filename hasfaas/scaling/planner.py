@@ -230,7 +230,7 @@ class _Acting:
         replicas, functions = self.plan.observation.replicas, self.plan.observation.functions
         devices = self.plan.observation.devices
         used = self.book.used()
-        if self.starts or used.sum() < 2:
+        if self.starts or self.drains or used.sum() < 2:
             return
         taken = np.where(used, self.book.units - self.book.free_units, np.iinfo(int).max)
         device = int(taken.argmin())
@@ -240,7 +240,8 @@ class _Acting:
         moves: list[Action] = []
         for r in np.flatnonzero(replicas.device == device).tolist():
             row = int(replicas.function[r])
-            if self.memory.settled_s[row] <= 0.0:
+            # One that nobody calls leaves by itself, and one in change must not be changed twice.
+            if self.memory.settled_s[row] <= 0.0 or self.memory.idle_s[row] > 0.25 * self.plan.settings.keep_alive_s:
                 return
             sm_percent, quota = float(replicas.sm_percent[r]), float(replicas.quota_percent[r])
             allowed, most = others & functions.devices[row].astype(bool), self.plan.most_replicas(row)

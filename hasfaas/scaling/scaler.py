@@ -38,7 +38,7 @@ class HybridScaler:
     """A Policy. `settings` are its only options."""
 
     def __init__(self, settings: ScalerSettings | None = None) -> None:
-        self.settings = (settings or ScalerSettings()).effective()
+        self.settings = settings or ScalerSettings()
         self._memory = Memory.of((), Forecast.of(0, self.settings.forecasting))
         # With each frontier the surface that it was made of: while it lives, nothing else has its id.
         self._frontiers: dict[tuple[object, ...], tuple[Surface, Frontier]] = {}
@@ -82,7 +82,7 @@ class HybridScaler:
         functions, settings, forecast = observation.functions, self.settings, memory.forecast
         margin = np.exp(memory.log_margin)
         if settings.forecast:
-            upper, peak = forecast.upper_rps(), forecast.peak_rps()
+            upper, peak = forecast.upper_rps(), forecast.peak_rps(settings.reserve)
         else:
             total, length_s = forecast.recent(10.0)
             upper = peak = 1.1 * total / max(length_s, 1e-9)
