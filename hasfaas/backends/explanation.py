@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -14,75 +14,78 @@ from hasfaas.backends.observer import Recent
 from hasfaas.rapp import lane_law
 from hasfaas.scaling.decision import Decision
 from hasfaas.scaling.frontier import Shape
-from hasfaas.scaling.journal import ACTIONS
+from hasfaas.scaling.journal import ACTIONS, column
 from hasfaas.scaling.observation import Life, Observation
 from hasfaas.scaling.outlook import P95, latency_ms
 from hasfaas.serving.ports import FunctionRecord
 
-OBSERVED_S = 60.0
+# Less is no load.
 LEAST_RPS = 0.01
 _NAMES = {cls: name for name, cls in ACTIONS.items()}
 
 
 def explanation(
     record: FunctionRecord,
-    ticks: Sequence[tuple[Observation, Decision]],
+    latest: tuple[Observation, Decision],
     outcomes: Sequence[Outcome],
     recent: Recent,
+    quota_percents: Mapping[str, float],
     now_s: float,
 ) -> dict[str, Any]:
-    """The keys beside those that need no tick. `ticks` are the latest, oldest first; times are told as seconds ago."""
-    observation, decision = ticks[-1]
+    """The keys beside those that need no tick. `latest` is the last tick, `outcomes` are oldest first, `quota_percents` are
+    those of now by replica; times are told as seconds ago."""
+    observation, decision = latest
     if record.name not in observation.functions.names:
         return {}
+    # The scaler is shown less of replicas that give way to others; people are told what they have.
+    seen = observation.replicas
+    quotas = [quota_percents.get(name, float(was)) for name, was in zip(seen.ids, seen.quota_percent, strict=True)]
+    observation = attrs.evolve(observation, replicas=attrs.evolve(seen, quota_percent=column("quota_percent", quotas)))
     row = observation.functions.names.index(record.name)
-    observed = _observed(record, ticks, recent, now_s)
+    diagnostics = {name: _plain(values[row]) for name, values in decision.diagnostics.items() if len(values) > row}
+    observed = _observed(record, recent)
+    # The forecast knows the rate of now, the last minute only its mean.
+    level_rps = diagnostics.get("level_rps")
     return {
         "decided_ago_s": now_s - observation.now_s,
         "reason": decision.reason,
-        "diagnostics": {
-            name: _plain(values[row]) for name, values in decision.diagnostics.items() if len(values) > row
-        },
+        "diagnostics": diagnostics,
         "observed": observed,
-        "predicted": _predicted(observation, row, observed["rps"]),
+        "unpredicted": _unpredicted(record, observation, row),
+        "predicted": _predicted(observation, row, observed["rps"] if level_rps is None else level_rps),
         "replicas": _replicas(observation, row),
         "occupancy": _occupancy(observation, row),
         "actions": [_action(outcome, now_s) for outcome in reversed(outcomes)],
     }
 
 
-def _observed(
-    record: FunctionRecord, ticks: Sequence[tuple[Observation, Decision]], recent: Recent, now_s: float
-) -> dict[str, Any]:
+def _observed(record: FunctionRecord, recent: Recent) -> dict[str, Any]:
     """What really happened in the last minute."""
-    arrivals = completed = late = 0
-    seconds = 0.0
-    for observation, _ in ticks:
-        functions = observation.functions
-        if now_s - observation.now_s > OBSERVED_S or record.name not in functions.names:
-            continue
-        row = functions.names.index(record.name)
-        arrivals += int(functions.arrivals[row])
-        completed += int(functions.completed[row])
-        late += int(functions.late[row])
-        seconds += observation.interval_s
+    late, completed = recent.late, recent.completed
     return {
-        "seconds": seconds,
-        "rps": arrivals / seconds if seconds else 0.0,
+        "seconds": recent.seconds,
+        "rps": recent.arrivals / recent.seconds if recent.seconds else 0.0,
         "completed": completed,
         "late": late,
         "late_share": late / max(late, completed) if late else 0.0,
         "late_share_promised": 1.0 - record.spec.slo_percentile / 100.0,
         "slo_ms": record.spec.slo_ms,
-        "answered": recent.answered,
         "p50_ms": recent.p50_ms,
         "p95_ms": recent.p95_ms,
     }
 
 
+def _unpredicted(record: FunctionRecord, observation: Observation, row: int) -> str:
+    """Why nothing can be predicted of a function, empty where it can."""
+    if record.kind.streams:
+        return "it streams"
+    return "no profile yet" if observation.functions.surfaces[row] is None else ""
+
+
 def _predicted(observation: Observation, row: int, rps: float) -> dict[str, Any] | None:
-    """What calls take at the slices of now and this rate (p95 is None above what they carry at all); and what one call takes
-    after a long idle time, and at worst when the account is empty. None while nobody serves."""
+    """What calls take at the slices of now and this rate; and what one call takes after a long idle time, and at worst when
+    the account is empty. None while nobody serves. `p95_ms` is None where there is no load, and where `carried` is false:
+    then the slices are not sure to answer that many calls in time, and how long calls take depends on how long it lasts."""
     functions, replicas = observation.functions, observation.replicas
     surface = functions.surfaces[row]
     serving = np.flatnonzero((replicas.function == row) & (replicas.life == Life.READY) & (replicas.quota_percent > 0))
@@ -98,9 +101,13 @@ def _predicted(observation: Observation, row: int, rps: float) -> dict[str, Any]
         int(replicas.batch[serving].max()),
         rps,
     )
-    p95_ms = latency_ms(surface, shape, observation.timing, max(rps, LEAST_RPS), P95)
+    loaded = rps >= LEAST_RPS
+    p95_ms = overhead_ms + latency_ms(surface, shape, observation.timing, rps, P95) if loaded else 0.0
+    carried = p95_ms <= float(functions.slo_ms[row])
     return {
-        "p95_ms": overhead_ms + p95_ms if math.isfinite(p95_ms) else None,
+        "rps": rps,
+        "carried": carried,
+        "p95_ms": p95_ms if loaded and carried else None,
         "idle_ms": overhead_ms + float(lane_law.idle_ms(hold_ms, quota, observation.timing).min()),
         "worst_ms": overhead_ms + float(lane_law.saturated_worst_ms(hold_ms, quota, observation.timing).max()),
         "overhead_ms": overhead_ms,

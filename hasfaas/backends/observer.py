@@ -37,22 +37,37 @@ LIVES = {ReplicaState.STARTING: Life.STARTING, ReplicaState.READY: Life.READY}
 Row = dict[str, Any]
 
 
+@attrs.frozen
+class _Look:
+    """What became of one function's calls between two observations, of which this is the later one."""
+
+    at_s: float
+    interval_s: float
+    arrivals: int
+    completed: int
+    late: int
+    latencies_ms: tuple[float, ...]
+
+
 @attrs.define(eq=False)
 class _Seen:
     """What is remembered of one function between two observations."""
 
     counts: Counts
     overhead_ms: float = 0.0
-    latencies: deque[tuple[float, float]] = attrs.field(factory=deque)
+    looks: deque[_Look] = attrs.field(factory=deque)
 
 
 @attrs.frozen
 class Recent:
-    """What was answered in the last minute: how many calls, and two quantiles of their latency."""
+    """What became of the calls of the last minute, all of the same `seconds`. The quantiles are None without answers."""
 
-    answered: int
-    p50_ms: float
-    p95_ms: float
+    seconds: float = 0.0
+    arrivals: int = 0
+    completed: int = 0
+    late: int = 0
+    p50_ms: float | None = None
+    p95_ms: float | None = None
 
 
 class Observer:
@@ -81,7 +96,7 @@ class Observer:
         replicas = [self._replica(process, names, surfaces) for process in processes]
         held = {name: sum(row["in_flight"] for row in replicas if names[row["function"]] == name) for name in names}
         functions = [
-            {**self._function(deployed, surfaces[name], now_s), "in_flight": held[name]}
+            {**self._function(deployed, surfaces[name], now_s, interval_s), "in_flight": held[name]}
             for name, deployed in known.items()
         ]
         functions += [self._deleted() for _ in left]
@@ -105,13 +120,24 @@ class Observer:
         )
 
     def recent(self, name: str, now_s: float) -> Recent:
-        """The last minute of one function."""
+        """The last minute of one function: counts and latencies of the same calls."""
         seen = self._seen.get(name)
-        values = [ms for at_s, ms in seen.latencies if now_s - at_s <= LATENCY_WINDOW_S] if seen else []
-        if not values:
-            return Recent(0, 0.0, 0.0)
-        p50_ms, p95_ms = np.percentile(values, (50, 95))
-        return Recent(len(values), float(p50_ms), float(p95_ms))
+        looks = [look for look in seen.looks if now_s - look.at_s <= LATENCY_WINDOW_S] if seen else []
+        values = [ms for look in looks for ms in look.latencies_ms]
+        p50_ms, p95_ms = (float(ms) for ms in np.percentile(values, (50, 95))) if values else (None, None)
+        return Recent(
+            seconds=sum(look.interval_s for look in looks),
+            arrivals=sum(look.arrivals for look in looks),
+            completed=sum(look.completed for look in looks),
+            late=sum(look.late for look in looks),
+            p50_ms=p50_ms,
+            p95_ms=p95_ms,
+        )
+
+    def quota_percents(self) -> Mapping[str, float]:
+        """The quota of every replica as it is now, also of those that an observation shows as giving way."""
+        agent = self._fleet.agent
+        return {replica_id: agent.seat(replica_id).quota_percent for replica_id in agent.replicas}
 
     def _forget(self, known: Mapping[str, Deployed], processes: Sequence[Replica]) -> None:
         for name in set(self._seen) - set(known):
@@ -124,15 +150,18 @@ class Observer:
     def _surface(self, deployed: Deployed) -> tuple[str, Surface] | None:
         return None if deployed.record.kind.streams else self._profiles.surface(deployed.record)
 
-    def _function(self, deployed: Deployed, profiled: tuple[str, Surface] | None, now_s: float) -> Row:
+    def _function(
+        self, deployed: Deployed, profiled: tuple[str, Surface] | None, now_s: float, interval_s: float
+    ) -> Row:
         record, spec, router = deployed.record, deployed.record.spec, self._fleet.router
         counts = attrs.evolve(router.counts(record.name))
         # What came before the first look is nobody's load of this second.
+        first = record.name not in self._seen
         seen = self._seen.setdefault(record.name, _Seen(counts))
         # A function that was deleted and deployed anew counts from nothing.
         before = seen.counts if counts.accepted >= seen.counts.accepted else Counts()
         seen.counts = counts
-        self._answered(deployed, seen, profiled[1] if profiled else None, now_s)
+        latencies_ms = self._answered(deployed, seen, profiled[1] if profiled else None)
         devices = self._fleet.agent.devices.values()
         kind = profiled[0] if profiled else None
         guess_s = max((device.cold_start_s for device in devices), default=0.0) or GUESSED_COLD_START_S
@@ -140,12 +169,18 @@ class Observer:
         def grown(*fields: str) -> int:
             return sum(getattr(counts, field) - getattr(before, field) for field in fields)
 
+        arrivals, completed = grown("accepted", "refused"), grown("completed")
+        late = grown("completed", "failed", "expired", "refused") - grown("slo_met")
+        if not first:
+            seen.looks.append(_Look(now_s, interval_s, arrivals, completed, late, latencies_ms))
+        while seen.looks and now_s - seen.looks[0].at_s > LATENCY_WINDOW_S:
+            seen.looks.popleft()
         return {
             "slo_ms": spec.slo_ms,
             "late_share": 1.0 - spec.slo_percentile / 100.0,
-            "arrivals": grown("accepted", "refused"),
-            "completed": grown("completed"),
-            "late": grown("completed", "failed", "expired", "refused") - grown("slo_met"),
+            "arrivals": arrivals,
+            "completed": completed,
+            "late": late,
             "waiting": router.depth(record.name),
             "min_replicas": spec.min_replicas,
             "max_replicas": spec.max_replicas,
@@ -173,12 +208,10 @@ class Observer:
             "devices": [False] * len(self._fleet.agent.devices),
         }
 
-    def _answered(self, deployed: Deployed, seen: _Seen, surface: Surface | None, now_s: float) -> None:
-        """Takes over the latencies since the last time, and what they tell of the time outside the lane."""
+    def _answered(self, deployed: Deployed, seen: _Seen, surface: Surface | None) -> tuple[float, ...]:
+        """The latencies in ms since the last time; takes over what they tell of the time outside the lane."""
         answered = self._fleet.router.answered(deployed.record.name)
-        seen.latencies.extend((now_s, each.latency_ms) for each in answered)
-        while seen.latencies and now_s - seen.latencies[0][0] > LATENCY_WINDOW_S:
-            seen.latencies.popleft()
+        latencies_ms = tuple(each.latency_ms for each in answered)
         alone = sorted(each.latency_ms for each in answered if each.alone)
         slices = [
             (member.process.sm_percent, self._fleet.agent.quota_percent(member.process.replica_id) / 100.0)
@@ -186,13 +219,14 @@ class Observer:
             if member.state is ReplicaState.READY
         ]
         if not alone or not slices or surface is None:
-            return
+            return latencies_ms
         lane_ms = min(
             float(lane_law.idle_ms(surface.hold(1, sm_percent), quota, self._timing)) for sm_percent, quota in slices
         )
         sample_ms = max(0.0, alone[int(QUICK_SHARE * len(alone))] - lane_ms)
         before_ms = seen.overhead_ms
         seen.overhead_ms = sample_ms if sample_ms < before_ms else before_ms + RISE * (sample_ms - before_ms)
+        return latencies_ms
 
     # -- replicas ------------------------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("hasfaas.scaling")
 # Two ticks are at least so far apart, however urgent a call is: counts of a shorter time say little about a rate.
 LEAST_INTERVAL_S = 0.1
-KEPT_TICKS, KEPT_OUTCOMES = 120, 64
+KEPT_OUTCOMES = 64
 POLICY = "hybrid"
 LOG_FOLDER = "scaling"
 
@@ -67,7 +67,7 @@ class ScalingLoop:
         self._log: DecisionLog | None = None
         self._watches: set[asyncio.Future[None]] = set()
         self._last_s = float("-inf")
-        self._ticks: deque[tuple[Observation, Decision]] = deque(maxlen=KEPT_TICKS)
+        self._latest: tuple[Observation, Decision] | None = None
         self._outcomes: dict[str, deque[Outcome]] = {}
         fleet.govern(self.governs, self.ask)
 
@@ -149,7 +149,7 @@ class ScalingLoop:
         watch.add_done_callback(self._watches.discard)
         for outcome in outcomes:
             self._outcomes.setdefault(outcome.function, deque(maxlen=KEPT_OUTCOMES)).append(outcome)
-        self._ticks.append((observation, decision))
+        self._latest = observation, decision
         for name in self._governed():
             self._fleet.settle(name)
         refused = {number: outcome.refused for number, outcome in enumerate(outcomes) if outcome.refused}
@@ -187,15 +187,22 @@ class ScalingLoop:
             "version": record.version,
             "governed": self.governs(record),
             "why_not": self.why_not(record),
-            "log": str(self._log.path) if self._log is not None else "",
+            "log": self._where(),
         }
-        if self._ticks and self._observer is not None:
+        if self._latest is not None and self._observer is not None:
             from hasfaas.backends.explanation import explanation
 
-            recent = self._observer.recent(record.name, time.monotonic())
-            outcomes = self._outcomes.get(record.name, ())
-            found |= explanation(record, list(self._ticks), list(outcomes), recent, time.monotonic())
+            now_s = time.monotonic()
+            recent = self._observer.recent(record.name, now_s)
+            outcomes = list(self._outcomes.get(record.name, ()))
+            found |= explanation(record, self._latest, outcomes, recent, self._observer.quota_percents(), now_s)
         return json.dumps(found, allow_nan=False)
+
+    def _where(self) -> str:
+        """The file of the log; before the first decision the folder that it will be in; empty where nothing is written."""
+        if self._log is not None:
+            return str(self._log.path)
+        return str(self._folder) if self._settings.enabled else ""
 
 
 def _import_arithmetic() -> None:

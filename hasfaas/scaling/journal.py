@@ -2,7 +2,8 @@
 
 A log is a row of lines, each an object with its `kind`:
 
-    begin     the form of the log, the policy's name and its settings: a policy that remembers nothing starts here
+    begin     the form of the log, the version of hasfaas, the policy's name and its settings: a policy that remembers
+              nothing starts here
     surface   a surface that the lines below name by its `id`; written when it is first used
     prime     an observation of the log before, shown to the policy so that it knows the latest load; not a decision
     tick      an observation, what was decided, and which actions came to nothing
@@ -13,6 +14,7 @@ text: "inf", "-inf", "nan". Nothing here opens a file.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +24,7 @@ import attrs
 import numpy as np
 
 from hasfaas.core.errors import InvalidRequestError
+from hasfaas.core.version import VERSION
 from hasfaas.executor.quota import Timing
 from hasfaas.rapp.surface import Surface
 from hasfaas.scaling.decision import Action, AddReplica, Decision, DrainReplica, Rebatch, Resize
@@ -66,7 +69,14 @@ class Scribe:
 
     def begin(self) -> str:
         """The first line."""
-        return _line({"kind": "begin", "form": FORM, "policy": self.policy, "settings": dict(self.settings)})
+        entry = {
+            "kind": "begin",
+            "form": FORM,
+            "version": VERSION,
+            "policy": self.policy,
+            "settings": dict(self.settings),
+        }
+        return _line(entry)
 
     def prime(self, observation: Observation) -> Iterator[str]:
         """The lines of an observation that was shown to the policy only so that it knows the load."""
@@ -156,10 +166,11 @@ def _scalar(value: Any) -> Any:
 
 @attrs.frozen
 class Begin:
-    """A log starts: which policy, with which settings."""
+    """A log starts: which policy, with which settings, of which version of hasfaas (empty where the log does not say)."""
 
     policy: str
     settings: Mapping[str, Any]
+    version: str = ""
 
 
 @attrs.frozen(eq=False)
@@ -227,7 +238,7 @@ def _parsed(text: str, where: str) -> dict[str, Any]:
 def _begin(entry: Mapping[str, Any], where: str) -> Begin:
     if entry["form"] != FORM:
         raise _bad(f"{where}: the log has the form {entry['form']!r}, this version reads {FORM}")
-    return Begin(str(entry["policy"]), dict(entry["settings"]))
+    return Begin(str(entry["policy"]), dict(entry["settings"]), str(entry.get("version", "")))
 
 
 def _observation(data: Mapping[str, Any], surfaces: Mapping[int, Surface]) -> Observation:
@@ -281,46 +292,76 @@ def _bad(message: str) -> InvalidRequestError:
 
 @attrs.frozen
 class Difference:
-    """Where a fresh policy decided otherwise: the line, and both decisions as plain values."""
+    """Where a fresh policy decided otherwise: the line, both decisions as plain values, and the functions that the columns
+    of their diagnostics are about."""
 
     line: int
     logged: Mapping[str, Any]
     replayed: Mapping[str, Any]
+    functions: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class Change:
+    """One thing that differs; None on the side that lacks it."""
+
+    what: str
+    logged: Any
+    replayed: Any
 
 
 @attrs.frozen
 class Replayed:
-    """How many decisions were the same, up to the first that was not."""
+    """How many decisions were the same, up to the first that was not, and the version that wrote the log."""
 
     agree: int
     actions: int
     difference: Difference | None = None
+    version: str = ""
 
 
 def replay(lines: Iterable[str], make_policy: Callable[[Begin], Policy], origin: str = "the log") -> Replayed:
-    """Shows a log to a fresh policy and compares every decision, to the last bit. Raises InvalidRequestError as `read`."""
+    """Shows a log to a fresh policy and compares every decision, to the last bit. Raises InvalidRequestError as `read`,
+    and says how many decisions were the same before."""
     policy: Policy | None = None
     agree = actions = 0
-    for number, entry in read(lines, origin):
-        if isinstance(entry, Begin):
-            policy = make_policy(entry)
-            continue
-        assert policy is not None, "read begins with a begin line"
-        decision = policy.decide(entry.observation)
-        if isinstance(entry, Prime):
-            continue
-        logged, replayed = decision_to_dict(entry.decision), decision_to_dict(decision)
-        if _line(logged) != _line(replayed):
-            return Replayed(agree, actions, Difference(number, logged, replayed))
-        agree += 1
-        actions += len(decision.actions)
-    return Replayed(agree, actions)
+    version = ""
+    try:
+        for number, entry in read(lines, origin):
+            if isinstance(entry, Begin):
+                policy, version = make_policy(entry), entry.version
+                continue
+            assert policy is not None, "read begins with a begin line"
+            decision = policy.decide(entry.observation)
+            if isinstance(entry, Prime):
+                continue
+            logged, replayed = decision_to_dict(entry.decision), decision_to_dict(decision)
+            if _line(logged) != _line(replayed):
+                difference = Difference(number, logged, replayed, entry.observation.functions.names)
+                return Replayed(agree, actions, difference, version)
+            agree += 1
+            actions += len(decision.actions)
+    except InvalidRequestError as exc:
+        if not agree:
+            raise
+        raise _bad(f"{exc}; decisions before it that are the same: {agree}") from exc
+    return Replayed(agree, actions, None, version)
 
 
-def changes(difference: Difference) -> Sequence[str]:
-    """The keys in which the two decisions differ."""
-    return [
-        key
-        for key, value in difference.logged.items()
-        if _line({key: value}) != _line({key: difference.replayed.get(key)})
-    ]
+def changes(difference: Difference) -> Sequence[Change]:
+    """What differs between the two decisions: actions by their number, columns of the diagnostics by function."""
+    logged, replayed = difference.logged, difference.replayed
+    pairs = [(key, logged[key], replayed[key]) for key in ("reason", "next_tick_s")]
+    actions = itertools.zip_longest(logged["actions"], replayed["actions"])
+    pairs += [(f"action {number}", mine, other) for number, (mine, other) in enumerate(actions, 1)]
+    mine, other = logged["diagnostics"], replayed["diagnostics"]
+    for name in dict.fromkeys([*mine, *other]):
+        pairs += _cells(name, mine.get(name), other.get(name), difference.functions)
+    return [Change(what, a, b) for what, a, b in pairs if _line({"": a}) != _line({"": b})]
+
+
+def _cells(name: str, logged: Any, replayed: Any, functions: Sequence[str]) -> list[tuple[str, Any, Any]]:
+    """A column of the diagnostics by function, where both are one."""
+    if all(isinstance(values, list) and len(values) == len(functions) for values in (logged, replayed)):
+        return [(f"{name} of {who}", a, b) for who, a, b in zip(functions, logged, replayed, strict=True)]
+    return [(name, logged, replayed)]

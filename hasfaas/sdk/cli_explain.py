@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
 
 from hasfaas.sdk.cli_shell import Shell, json_option, pass_shell
-from hasfaas.sdk.cli_table import duration, percent, print_json, print_table
+from hasfaas.sdk.cli_table import duration, figure, percent, print_json, print_table
 
 SHOWN_ACTIONS = 12
 
@@ -46,48 +46,70 @@ def explain(shell: Shell, name: str, price: float | None, last: int, as_json: bo
 def _head(found: Mapping[str, Any]) -> None:
     if not found["governed"]:
         click.echo(f"{found['function']} is not scaled: {found['why_not']}")
-        return
-    if "reason" not in found:
+    elif "reason" not in found:
         click.echo(f"{found['function']}: the scaler has not looked at it yet; ask again in a second")
-        return
-    click.echo(f"{found['function']}: {found['reason']}, decided {duration(found['decided_ago_s'])} ago")
+    else:
+        click.echo(f"{found['function']}: {found['reason']}, decided {duration(found['decided_ago_s'])} ago")
+    if "observed" not in found and found["log"]:
+        click.echo(f"  log  {found['log']}")
 
 
 def _figures(found: Mapping[str, Any]) -> None:
-    observed, predicted, told = found["observed"], found["predicted"], found["diagnostics"]
+    observed = found["observed"]
     promise = 100.0 * (1.0 - observed["late_share_promised"])
+    cost = f", {found['cost_per_hour']:.4g} an hour" if "cost_per_hour" in found else ""
     lines = [
         ("promised", f"{promise:g} % of the calls within {observed['slo_ms']:g} ms"),
         (
             "observed",
-            f"{observed['rps']:.3g} rps, {observed['late']} of {observed['completed']} late "
-            f"({100.0 * observed['late_share']:.2g} %), p50 {observed['p50_ms']:.3g} ms, p95 {observed['p95_ms']:.3g} ms, "
+            f"{figure(observed['rps'])} rps, {observed['late']} of {observed['completed']} late "
+            f"({figure(100.0 * observed['late_share'])} %), p50 {_ms(observed['p50_ms'])}, p95 {_ms(observed['p95_ms'])}, "
             f"in {duration(observed['seconds'])}",
         ),
+        *_expected(found),
+        ("holds", f"{found['occupancy']:.3g} of a device{cost}"),
     ]
-    if predicted is not None:
-        within = "" if predicted["p95_ms"] is None else f"p95 {predicted['p95_ms']:.3g} ms at this rate, "
-        lines.append(
-            (
-                "predicted",
-                f"{within}one call {predicted['idle_ms']:.3g} ms when idle, {predicted['worst_ms']:.3g} ms without credit",
-            )
-        )
-    if told.get("rate_rps") is not None and told.get("peak_rps") is not None:
-        carries = told.get("capacity_rps")
-        lines.append(
-            (
-                "planned for",
-                f"{told['rate_rps']:.3g} rps now, {told['peak_rps']:.3g} rps before another replica could serve"
-                + ("" if carries is None else f"; its slices carry {carries:.3g} rps"),
-            )
-        )
-    cost = f", {found['cost_per_hour']:.4g} an hour" if "cost_per_hour" in found else ""
-    lines.append(("holds", f"{found['occupancy']:.3g} of a device{cost}"))
     width = max(len(label) for label, _ in lines)
     for label, text in lines:
         click.echo(f"  {label:<{width}}  {text}")
     click.echo(f"  {'log':<{width}}  {found['log']}")
+
+
+def _expected(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is predicted and planned for, or why nothing is."""
+    observed, predicted, told = found["observed"], found["predicted"], found["diagnostics"]
+    if found["unpredicted"]:
+        yield "predicted", f"{found['unpredicted']}: nothing is predicted"
+        return
+    if predicted is not None:
+        within = ""
+        if predicted["p95_ms"] is not None:
+            within = f"p95 {_ms(predicted['p95_ms'])} at the {figure(predicted['rps'])} rps of now; "
+        elif not predicted["carried"]:
+            within = (
+                f"the {figure(predicted['rps'])} rps of now are more than its slices are sure to answer within "
+                f"{observed['slo_ms']:g} ms; "
+            )
+        yield (
+            "predicted",
+            f"{within}one call alone {_ms(predicted['idle_ms'])} after a pause, "
+            f"at most {_ms(predicted['worst_ms'])} where calls before it used the quota up",
+        )
+    if not found["governed"]:
+        yield "planned for", "not planned"
+    elif not found["replicas"] and not observed["rps"]:
+        yield "planned for", "not planned: no call comes, and no replica is held for one"
+    elif told.get("rate_rps") is not None and told.get("peak_rps") is not None:
+        carries = told.get("capacity_rps")
+        yield (
+            "planned for",
+            f"{figure(told['rate_rps'])} rps now, {figure(told['peak_rps'])} rps before another replica could serve"
+            + ("" if carries is None else f"; its slices carry {figure(carries)} rps"),
+        )
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{figure(value)} ms"
 
 
 def _replicas(replicas: list[Mapping[str, Any]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 import click
@@ -12,7 +12,7 @@ from hasfaas.core.errors import HasFaasError, InvalidRequestError, NotFoundError
 from hasfaas.sdk.cli_app import Reference
 from hasfaas.sdk.cli_predict import stored, timing_of, unseen
 from hasfaas.sdk.cli_shell import Shell, json_option, pass_shell
-from hasfaas.sdk.cli_table import percent, print_json, print_table
+from hasfaas.sdk.cli_table import figure, percent, print_json, print_table
 
 if TYPE_CHECKING:
     from hasfaas.core.spec import FunctionSpec
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from hasfaas.scaling.outlook import Outlook
     from hasfaas.sdk.function import Remote
 
+# Name, options, profile, and the timing of the lanes that it would run in.
+Subject: TypeAlias = "tuple[str, FunctionSpec, Profile, Timing]"
 # Where a function is planned that nobody has measured.
 BATCHES, SM_PERCENTS = (1, 2, 4, 8, 16, 32), tuple(range(5, 101, 5))
 COLUMNS = (
@@ -28,7 +30,7 @@ COLUMNS = (
     "profile",
     ">SLO ms",
     ">rps",
-    ">p95 ms",
+    ">device p95 ms",
     ">carries rps",
     ">replicas",
     ">SM %",
@@ -97,7 +99,8 @@ def plan(
     """Says what slice each function needs at a rate, the latency to expect, and what it costs.
 
     A function that was profiled is planned from its profile, any other from its graph, for a described device. An SLO that
-    no slice keeps is an error that names the nearest one that can be kept.
+    no slice keeps is an error that names the nearest one that can be kept. The p95 is the wait for the device and the time on
+    it; what the gateway and the network add is not in it.
     """
     planned = [
         _planned(name, spec, profile, timing, rps)
@@ -111,17 +114,16 @@ def plan(
     for each in planned:
         if each.profile.state in ("zero-shot", "roofline only"):
             click.echo(
-                f"hasfaas: {each.name} was never measured: `hasfaas profile` makes its figures its own", err=True
+                f"hasfaas: {each.name} was never measured: `hasfaas profile {each.name}` makes its figures its own",
+                err=True,
             )
 
 
-def _subjects(
-    shell: Shell, target: str, device: str | None, example: Sequence[str]
-) -> list[tuple[str, FunctionSpec, Profile, Timing]]:
+def _subjects(shell: Shell, target: str, device: str | None, example: Sequence[str]) -> list[Subject]:
     """What is planned, each with the profile and the timing of the lanes that it would run in."""
     reference = Reference.parse(target)
     if reference is not None:
-        return [_of_file(shell, each, device, example) for each in reference.functions()]
+        return _of_file(shell, reference.functions(), device, example)
     from hasfaas.wire.convert import spec_from_proto
 
     profile, timing = stored(shell, target, device or "")
@@ -130,28 +132,51 @@ def _subjects(
 
 
 def _of_file(
-    shell: Shell, function: Remote[Any], device: str | None, example: Sequence[str]
-) -> tuple[str, FunctionSpec, Profile, Timing]:
-    """From the profile of this very version where a gateway here has one, else from the graph."""
-    deployable = function.deployable()
-    if shell.client.backend.running() is not None:
+    shell: Shell, functions: Sequence[Remote[Any]], device: str | None, example: Sequence[str]
+) -> list[Subject]:
+    """Each from the profile of this very version where a gateway here has one, else from its graph. One error names all
+    functions that have neither."""
+    made: list[Subject] = []
+    failed: list[tuple[str, str, str]] = []
+    for function in functions:
+        found = _measured(shell, function, device)
         try:
-            profile, timing = stored(shell, function.name, device or "")
-        except NotFoundError:
-            pass  # never deployed, or never measured, or not on that device
-        else:
-            if profile.version == deployable.version:
-                return function.name, deployable.spec, profile, timing
+            made.append(found or _from_graph(shell, function, device, example))
+        except InvalidRequestError as exc:
+            failed.append((function.name, exc.message, exc.reason))
+    if not failed:
+        return made
+    cures = ", ".join(f"`hasfaas profile {name}`" for name, _, _ in failed)
+    why = "; ".join(f"{name}: {message}" for name, message, _ in failed)
+    raise InvalidRequestError(
+        f"only functions that run torch can be planned from their graph; any that is deployed can be measured: {cures}. "
+        f"Not planned: {why}",
+        reason=failed[0][2],
+    )
+
+
+def _measured(shell: Shell, function: Remote[Any], device: str | None) -> Subject | None:
+    if shell.client.backend.running() is None:
+        return None
+    try:
+        profile, timing = stored(shell, function.name, device or "")
+    except NotFoundError:
+        return None  # never deployed, or never measured, or not on that device
+    deployable = function.deployable()
+    return (function.name, deployable.spec, profile, timing) if profile.version == deployable.version else None
+
+
+def _from_graph(shell: Shell, function: Remote[Any], device: str | None, example: Sequence[str]) -> Subject:
     if device is None:
         raise InvalidRequestError(
-            f"{function.name} was never profiled as it is now: say --device, such as --device H100, to plan from its graph, "
-            f"or measure it with `hasfaas profile`",
+            "never profiled as it is now; say --device, such as --device H100, to plan it from its graph",
             reason="UNPROFILED",
         )
-    most = deployable.spec.batch.max_size if deployable.spec.batch else 1
+    spec = function.deployable().spec
+    most = spec.batch.max_size if spec.batch else 1
     batches = tuple(batch for batch in BATCHES if batch <= most)
     profile = unseen(function, device, example, batches, SM_PERCENTS)
-    return function.name, deployable.spec, profile, timing_of(shell.resolved.settings.local)
+    return function.name, spec, profile, timing_of(shell.resolved.settings.local)
 
 
 def _planned(name: str, spec: FunctionSpec, profile: Profile, timing: Timing, rps: float) -> Planned:
@@ -180,8 +205,8 @@ def _cells(planned: Planned, price: float | None) -> tuple[str, ...]:
         f"{planned.profile.state}, {planned.profile.device.description or planned.profile.device.device_id}",
         f"{planned.spec.slo_ms:g}",
         f"{outlook.rps:g}",
-        f"{outlook.p95_ms:.3g}",
-        f"{shape.capacity_rps:.4g}",
+        figure(outlook.p95_ms),
+        figure(shape.capacity_rps),
         str(shape.replicas),
         percent(shape.sm_percent),
         percent(shape.quota_percent),

@@ -11,6 +11,7 @@ import attrs
 import click
 
 from hasfaas.core.errors import InvalidRequestError
+from hasfaas.core.version import VERSION
 from hasfaas.sdk.cli_shell import json_option
 from hasfaas.sdk.cli_table import print_json
 
@@ -30,7 +31,8 @@ DIFFERS = 1
 def replay(context: click.Context, log: Path, as_json: bool) -> None:
     """Feeds LOG, a file of <state_dir>/scaling (`hasfaas explain` names it), to a fresh scaler with the settings in it.
 
-    Every decision must be the same, to the last bit. Exit code 1 at the first that is not, with both shown.
+    Every decision must be the same, to the last bit. Exit code 1 at the first that is not, with what differs, and for a log
+    without decisions.
     """
     from hasfaas.scaling.journal import replay as replayed
 
@@ -41,12 +43,14 @@ def replay(context: click.Context, log: Path, as_json: bool) -> None:
         shown = None
         if difference is not None:
             shown = {"line": difference.line, "logged": difference.logged, "replayed": difference.replayed}
-        print_json({"agree": found.agree, "actions": found.actions, "difference": shown})
+        print_json({"version": found.version, "agree": found.agree, "actions": found.actions, "difference": shown})
+    elif found.difference is None and not found.agree:
+        click.echo(f"{log}: no decision in it")
     elif found.difference is None:
         click.echo(f"{found.agree} decisions with {found.actions} actions, all the same")
     else:
-        _show(log, found.agree, found.difference)
-    if found.difference is not None:
+        _show(log, found.agree, found.difference, found.version)
+    if found.difference is not None or not found.agree:
         context.exit(DIFFERS)
 
 
@@ -63,7 +67,8 @@ def fresh(begin: Begin) -> Policy:
         return HybridScaler(built(ScalerSettings, begin.settings))
     except TypeError as exc:
         raise InvalidRequestError(
-            f"the log is of a scaler with other settings ({exc}): replay it with the version that wrote it",
+            f"the log is of a scaler with other settings ({exc}): replay it with the version that wrote it, "
+            f"{_version(begin.version)}; this is {VERSION}",
             reason="BAD_LOG",
         ) from exc
 
@@ -81,11 +86,17 @@ def built(cls: type[T], plain: Mapping[str, Any]) -> T:
     return cls(**made)
 
 
-def _show(log: Path, agree: int, difference: Difference) -> None:
+def _version(written: str) -> str:
+    return f"hasfaas {written}" if written else "one that did not write its number down"
+
+
+def _show(log: Path, agree: int, difference: Difference, version: str) -> None:
     from hasfaas.scaling.journal import changes
 
+    if version != VERSION:
+        click.echo(
+            f"the log was written by another version, {_version(version)}; this is {VERSION}, and may decide otherwise"
+        )
     click.echo(f"{agree} decisions are the same, the next one differs: {log}, line {difference.line}")
-    for key in changes(difference):
-        click.echo(f"  {key}")
-        click.echo(f"    logged    {json.dumps(difference.logged[key])}")
-        click.echo(f"    replayed  {json.dumps(difference.replayed.get(key))}")
+    for each in changes(difference):
+        click.echo(f"  {each.what}: logged {json.dumps(each.logged)}, replayed {json.dumps(each.replayed)}")

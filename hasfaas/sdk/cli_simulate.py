@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 POLICIES = "hybrid,kpa,fast,has"
 # Of made-up load, where nothing is said.
-RPS, DURATION_S = 20.0, 900.0
+LOAD, RPS, DURATION_S = "diurnal", 20.0, 900.0
 # What a V100 cost per hour on GCP's list, the price of the published comparisons.
 PRICE_USD_H = 2.48
 
@@ -51,7 +52,7 @@ def _ranks(ctx: click.Context, param: click.Parameter, given: str | None) -> tup
 @click.option(
     "--smear", type=float, default=0.0, help="Of requests: spread lumps that their recording made over so many s."
 )
-@click.option("--load", default="diurnal", show_default=True, help="Made up: steady, step, bursts, diurnal or spike.")
+@click.option("--load", help="Made up: steady, step, bursts, diurnal or spike.  [default: diurnal; not with --trace]")
 @click.option(
     "--spread", default="poisson", show_default=True, help="Within an interval: poisson, gamma (CV 4) or even."
 )
@@ -62,31 +63,34 @@ def _ranks(ctx: click.Context, param: click.Parameter, given: str | None) -> tup
 @click.option("--table", type=click.Path(path_type=Path), help="Measured models: a CSV, or a folder with v100/.")
 @click.option("--slo-factor", type=float, default=5.0, show_default=True, help="SLO = so many calls on a whole GPU.")
 @click.option("--gpus", type=int, default=10, show_default=True, help="How many there are.")
-@click.option("--gpu", default="v100", show_default=True, help="Which kind: its SMs and memory.")
+@click.option("--gpu", default="v100", show_default=True, help="Which kind: its SMs and memory, not its speed.")
 @click.option(
     "--policies", default=POLICIES, show_default=True, help="Scalers; with options as in fixed:f=0.6:rho=0.7."
 )
 @click.option("--cold-start", type=float, default=10.0, show_default=True, help="Seconds until a new replica serves.")
 @click.option("--warmup", type=float, help="Seconds that count in no figure.  [default: 60, a fifth of a short run]")
-@click.option("--predictor-error", type=float, default=0.0, help="How far off scalers are told holds, in %.")
+@click.option("--predictor-error", type=float, default=0.0, help="How far off scalers are told holds: 0 to 100 %.")
 @click.option("--interference", type=float, default=1.0, help="Factor on a batch beside a busy lane.  [default: 1]")
 @click.option("--lend/--no-lend", default=False, show_default=True, help="Whether idle lane time is lent.")
 @click.option(
-    "--law", default="lane", show_default=True, help="lane: ours; table: launch-gated, as published for HAS-GPU."
+    "--law", default="lane", show_default=True, help="lane: ours; table: as published for HAS-GPU, needs --table."
 )
 @click.option("--price", type=float, default=PRICE_USD_H, show_default=True, help="USD per GPU-hour.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Everything random comes from it.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write one HTML file with pictures.")
 @click.option(
-    "--pictures", type=click.Path(file_okay=False, path_type=Path), help="Write the pictures, as SVG files here."
+    "--pictures",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write the pictures here, as SVG files; made if missing.",
 )
 @click.option("--json", "json_file", metavar="FILE", help="Write JSON; - prints it instead of the table.")
 def simulate(**given: Any) -> None:
     """Compares scalers on the same load, in virtual time, on slices of GPUs.
 
     Without --trace the load is made up. Built in are the models mobilenet_v3_large, resnet50, convnext_large and vgg16 on a
-    V100; --table brings others. The policies hybrid (hasfaas's own), kpa (Knative), ray, fast (FaST-GShare), has,
-    has-repaired (HAS-GPU) decide by what they observe; fixed and oracle are told the load beforehand.
+    V100; --table brings others, and --law table needs it: the V100 CSV of HAS-GPU, or the folder that holds v100/.
+    The policies hybrid (hasfaas's own), kpa (Knative), ray, fast (FaST-GShare), has, has-repaired (HAS-GPU) decide by what
+    they observe; fixed and oracle are told the load beforehand.
 
     Example: hasfaas simulate --models resnet50,vgg16 --policies hybrid,kpa --report out.html
     """
@@ -98,6 +102,7 @@ def simulate(**given: Any) -> None:
     if given["report"] is not None:
         _write(given["report"], report_html.page(comparison, svgs))
     if given["pictures"] is not None:
+        _make(given["pictures"])
         for name, svg in svgs.items():
             _write(given["pictures"] / f"{name.replace(':', '-')}.svg", svg)
     as_json = report.as_json(comparison)
@@ -111,6 +116,7 @@ def simulate(**given: Any) -> None:
 
 def _compared(given: dict[str, Any]) -> Comparison:
     """Reads, draws and runs. Raises InvalidRequestError that names what is wrong and what is known."""
+    from hasfaas.rapp.description import describe
     from hasfaas.simulator import models, run
     from hasfaas.simulator.report import Comparison
 
@@ -142,7 +148,9 @@ def _compared(given: dict[str, Any]) -> Comparison:
     with _bar(len(policies)) as told:
         outcomes = run.compare(scenario, policies, told=told, clock_s=time.perf_counter)
     of = tuple(names[row % len(names)] for row in range(len(scenario.functions)))
-    return Comparison(scenario, outcomes, given["price"], of, load)
+    measured_on = ({model.gpu for model in found} or {""}).pop()  # one table, so one kind
+    kinds = [describe(gpu).name if gpu else "" for gpu in (given["gpu"], measured_on)]
+    return Comparison(scenario, outcomes, given["price"], of, load, *kinds)
 
 
 def _load(given: dict[str, Any], found: tuple[Model, ...]) -> tuple[Trace, str]:
@@ -154,6 +162,8 @@ def _load(given: dict[str, Any], found: tuple[Model, ...]) -> tuple[Trace, str]:
     if path is not None:
         if form is None:
             raise click.UsageError(f"--trace needs --trace-format: {', '.join(FORMATS)}")
+        if given["load"] is not None:
+            raise click.UsageError("--load is about made-up load: leave it out, or --trace")
         trace = read_trace(path, form, ranks=given["ranks"], top=given["top"], ignore=given["ignore"])
         return trace, f"Trace {path.name}"
     for option in ("trace_format", "top", "ranks", "ignore", "smear", "start"):
@@ -161,12 +171,18 @@ def _load(given: dict[str, Any], found: tuple[Model, ...]) -> tuple[Trace, str]:
             raise click.UsageError(f"--{option.replace('_', '-')} is about a trace: give --trace as well")
     rps = RPS if given["rps"] is None else given["rps"]
     duration_s = DURATION_S if given["duration"] is None else given["duration"]
-    trace = run.made_up(found, given["load"], rps=rps, duration_s=duration_s, seed=given["seed"])
-    return trace, f"Made-up load ({given['load']})"
+    kind = LOAD if given["load"] is None else given["load"]
+    trace = run.made_up(found, kind, rps=rps, duration_s=duration_s, seed=given["seed"])
+    return trace, f"Made-up load ({kind})"
 
 
 def _check_numbers(given: dict[str, Any]) -> None:
-    for name, least in (("price", 0.0), ("seed", 0), ("cold_start", 0.0), ("predictor_error", 0.0)):
+    if not 0.0 <= given["predictor_error"] <= 100.0:
+        raise InvalidRequestError(
+            f"predictor-error={given['predictor_error']:g} must be from 0 to 100, in %: 10 is 10 %",
+            reason="BAD_SCENARIO",
+        )
+    for name, least in (("price", 0.0), ("seed", 0), ("cold_start", 0.0)):
         if not least <= given[name] < float("inf"):
             raise InvalidRequestError(
                 f"{name.replace('_', '-')}={given[name]} must be finite and not below 0", reason="BAD_SCENARIO"
@@ -185,6 +201,7 @@ def _print(comparison: Comparison) -> None:
         [report.row(outcome, comparison.price_usd_h) for outcome in comparison.outcomes],
     )
     click.echo()
+    click.echo(f"{report.setting(comparison)}.")
     click.echo(report.verdict(comparison))
     click.echo(
         "late: after the SLO, dropped or never answered. USD/1k: per 1,000 requests at "
@@ -223,11 +240,30 @@ def _check_files(page: Path | None, json_file: str | None, folder: Path | None) 
 
     if page is not None or folder is not None:
         pictures.check_available()
-    places = [folder] if folder is not None else []
-    places += [Path(file).absolute().parent for file in (page, json_file) if file is not None and file != "-"]
+    if folder is not None:
+        _check_makeable(folder)
+    places = [Path(file).absolute().parent for file in (page, json_file) if file is not None and file != "-"]
     for place in places:
         if not place.is_dir():
             raise InvalidRequestError(f"folder={str(place)!r} does not exist; make it first", reason="BAD_REPORT")
+
+
+def _check_makeable(folder: Path) -> None:
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InvalidRequestError(
+            f"pictures={str(folder)!r} cannot be made: {str(there)!r} is no folder that may be written to",
+            reason="BAD_REPORT",
+        )
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise InvalidRequestError(
+            f"pictures={str(folder)!r} cannot be made: {exc.strerror or exc}", reason="BAD_REPORT"
+        ) from exc
 
 
 def _write(file: Path, text: str) -> None:

@@ -53,6 +53,13 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{round(value, 1):g}"
 
 
+def figure(value: float | None) -> str:
+    """Three significant digits, never an exponent for a large one; "-" for one that is not known."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 100.0 else f"{value:.3g}"
+
+
 def size(size_bytes: int) -> str:
     """About how many bytes, in binary units."""
     factor, unit = next(((f, u) for f, u in SIZES if size_bytes >= f), (1, "B"))

@@ -35,12 +35,13 @@ LOG_SIGMA = 0.03
 
 @attrs.frozen(eq=False)
 class Model:
-    """A model on one kind of GPU. `grid` is its table as published, for the launch-gated law only."""
+    """A model on one kind of GPU, `gpu` ("" if nobody said). `grid` is its table as published, for the law "table" only."""
 
     name: str
     surface: Surface
     memory_bytes: int
     grid: LatencyGrid | None = None
+    gpu: str = ""
 
     @property
     def base_ms(self) -> float:
@@ -54,13 +55,13 @@ def named(names: Sequence[str], table: Path | None = None) -> tuple[Model, ...]:
     `table` may be a CSV file, or a folder that holds v100/. Raises InvalidRequestError (UNKNOWN_MODEL) that lists the known.
     """
     if table is not None:
-        return _of_table(names, read_table(_file(table)))
+        return _of_file(names, _file(table))
     built_in = _built_in()
     if all(name in built_in["models"] for name in names):
         return tuple(_of_json(name, built_in) for name in names)
     folder = os.environ.get("HASFAAS_DATA")
     if folder is not None:
-        return _of_table(names, read_table(_file(Path(folder))))
+        return _of_file(names, _file(Path(folder)))
     unknown = next(name for name in names if name not in built_in["models"])
     raise InvalidRequestError(
         f"model={unknown!r} is not built in; built in are {', '.join(built_in['models'])}. For others give --table, a CSV "
@@ -89,14 +90,20 @@ def _file(path: Path) -> Path:
 def _of_json(name: str, data: Any) -> Model:
     hold_ms = np.array(data["models"][name]["hold_ms"])
     surface = Surface(data["batches"], data["sm_percents"], hold_ms, np.full(hold_ms.shape, LOG_SIGMA))
-    return Model(name, surface, _memory_bytes(name))
+    return Model(name, surface, _memory_bytes(name), gpu=BUILT_IN_GPU)
 
 
-def _of_table(names: Sequence[str], table: LatencyTable) -> tuple[Model, ...]:
-    return tuple(_of_grid(name, table.grid(name)) for name in names)
+def _of_file(names: Sequence[str], file: Path) -> tuple[Model, ...]:
+    # Only the published table says by its name on what it was measured.
+    gpu = BUILT_IN_GPU if file.name == TABLE_IN_DATA.name else ""
+    return _of_table(names, read_table(file), gpu)
 
 
-def _of_grid(name: str, latency_ms: np.ndarray[Any, Any]) -> Model:
+def _of_table(names: Sequence[str], table: LatencyTable, gpu: str = "") -> tuple[Model, ...]:
+    return tuple(_of_grid(name, table.grid(name), gpu) for name in names)
+
+
+def _of_grid(name: str, latency_ms: np.ndarray[Any, Any], gpu: str) -> Model:
     """From [batch, sm, quota]; a batch that lacks a cell at quota 100 % is left out."""
     whole = latency_ms[:, :, -1]
     known = ~np.isnan(whole).any(axis=1)
@@ -110,7 +117,7 @@ def _of_grid(name: str, latency_ms: np.ndarray[Any, Any]) -> Model:
     cells = latency_ms[known]
     # The published law asks for every cell; one that lacks some runs by the lane law alone.
     grid = None if np.isnan(cells).any() else LatencyGrid(batches, SM_PERCENTS, QUOTA_PERCENTS, _ordered(cells))
-    return Model(name, surface, _memory_bytes(name), grid)
+    return Model(name, surface, _memory_bytes(name), grid, gpu)
 
 
 def _ordered(latency_ms: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

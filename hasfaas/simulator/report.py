@@ -16,13 +16,24 @@ HINDSIGHT = ("fixed", "oracle")
 
 @attrs.frozen
 class Comparison:
-    """What is reported: outcomes on one scenario at one price. `models` has an entry a function, `load` says what load."""
+    """What is reported: outcomes on one scenario at one price. `models` has an entry a function, `load` says what load.
+
+    `gpu` is the kind of device that is simulated, `measured_on` the kind that the holds were measured on; "" if unknown.
+    """
 
     scenario: Scenario
     outcomes: tuple[Outcome, ...]
     price_usd_h: float
     models: tuple[str, ...]
     load: str
+    gpu: str = ""
+    measured_on: str = ""
+
+    @property
+    def slo_factor(self) -> float:
+        """An SLO is so many times one call on a whole device."""
+        function = self.scenario.functions[0]
+        return function.slo_ms / float(function.truth.hold_ms[0, -1])
 
     @property
     def allowed_percent(self) -> float:
@@ -59,8 +70,8 @@ def row(outcome: Outcome, price_usd_h: float) -> tuple[str, ...]:
     """The cells of one policy, as `HEADINGS` names them."""
     return (
         outcome.policy,
-        percent(outcome.late_share),
-        percent(outcome.worst_minute),
+        percent(outcome.late_share) if outcome.requests else "-",
+        percent(outcome.worst_minute) if outcome.requests else "-",
         milliseconds(outcome.p95_ms),
         milliseconds(outcome.p99_ms),
         figures(outcome.billed_gpu_s / SECONDS_PER_HOUR),
@@ -74,8 +85,28 @@ def row(outcome: Outcome, price_usd_h: float) -> tuple[str, ...]:
     )
 
 
+def setting(comparison: Comparison) -> str:
+    """What was simulated, in one line without a full stop at its end."""
+    scenario = comparison.scenario
+    functions, gpus = len(scenario.functions), len(scenario.devices)
+    requests = sum(map(len, scenario.arrivals))
+    kind = f" ({comparison.gpu})" if comparison.gpu else ""
+    return (
+        f"{comparison.load}: {requests:,} requests to {functions} function{'s' * (functions != 1)} in "
+        f"{scenario.duration_s:g} s ({requests / scenario.duration_s:.3g} per second in all), the first "
+        f"{scenario.warmup_s:g} s not counted; SLO {comparison.slo_factor:.3g}x one call on a whole GPU; "
+        f"{gpus} GPU{'s' * (gpus != 1)}{kind}; cold start {scenario.functions[0].cold_start_s:g} s; "
+        f"law {scenario.law}{', lending' * scenario.lend}; seed {scenario.seed}"
+    )
+
+
 def verdict(comparison: Comparison) -> str:
     """Who kept the promise at the least cost, and what the others that kept it cost. One sentence or two."""
+    if comparison.outcomes and not any(outcome.requests for outcome in comparison.outcomes):
+        return (
+            f"Nothing was counted: no request came after the warm-up, the first {comparison.scenario.warmup_s:g} s of "
+            f"{comparison.scenario.duration_s:g}. Simulate for longer, or with more load or a shorter warm-up."
+        )
     allowed = comparison.allowed_percent
     kept = [o for o in comparison.outcomes if 100.0 * o.late_share <= allowed and o.requests]
     real = [o for o in kept if not _knows_the_load(o)]
@@ -99,6 +130,9 @@ def verdict(comparison: Comparison) -> str:
 def notes(comparison: Comparison) -> tuple[str, ...]:
     """What a reader must know besides."""
     found = []
+    kind, measured_on = _kind(comparison.gpu), _kind(comparison.measured_on)
+    if kind and measured_on and kind != measured_on:
+        found.append(f"Holds were measured on a {measured_on}; only SMs and memory are the {kind}'s.")
     refusals = [(o.policy, o.refused, o.refusal) for o in comparison.outcomes if o.refused]
     found += [f"{policy}: {count} changes were refused, the first because {why}." for policy, count, why in refusals]
     if comparison.scenario.lend:
@@ -121,6 +155,9 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "seed": scenario.seed,
         "lend": scenario.lend,
         "gpus": len(scenario.devices),
+        "gpu": comparison.gpu or None,
+        "measured_on": comparison.measured_on or None,
+        "slo_factor": comparison.slo_factor,
         "price_usd_per_gpu_h": comparison.price_usd_h,
         "allowed_late_share": comparison.allowed_percent / 100.0,
         "functions": [
@@ -164,6 +201,11 @@ def figures(value: float) -> str:
 
 
 # -- leaves -------------------------------------------------------------------------------------------------------------
+
+
+def _kind(gpu: str) -> str:
+    """V100 of V100-SXM2-16GB: cards of one kind differ in memory and clock, hardly in how long a batch takes."""
+    return gpu.partition("-")[0].upper()
 
 
 def _knows_the_load(outcome: Outcome) -> bool:

@@ -6,7 +6,7 @@ import html
 from collections.abc import Mapping, Sequence
 
 from hasfaas.simulator import pictures
-from hasfaas.simulator.report import HEADINGS, Comparison, figures, notes, percent, row, verdict
+from hasfaas.simulator.report import HEADINGS, Comparison, figures, notes, percent, row, setting, verdict
 
 LAWS = {
     "lane": "Replicas share a GPU in lanes; a batch holds its lane for the measured time of its model on that SM share, and "
@@ -83,15 +83,8 @@ def page(comparison: Comparison, svgs: Mapping[str, str]) -> str:
 
 
 def _setting(comparison: Comparison) -> str:
-    scenario = comparison.scenario
-    requests = sum(map(len, scenario.arrivals))
-    rate = requests / scenario.duration_s
-    return (
-        f"{comparison.load}: {requests:,} requests to {len(scenario.functions)} "
-        f"function{'s' * (len(scenario.functions) != 1)} in {scenario.duration_s:g} s ({rate:.3g} per second in all), "
-        f"the first {scenario.warmup_s:g} s not counted. {len(scenario.devices)} GPUs at {comparison.price_usd_h:g} USD "
-        f"per hour, cold start {scenario.functions[0].cold_start_s:g} s, seed {scenario.seed}. {LAWS[scenario.law]}"
-    )
+    law = LAWS[comparison.scenario.law]
+    return f"{setting(comparison)}. A GPU costs {comparison.price_usd_h:g} USD per hour. {law}"
 
 
 def _functions(comparison: Comparison) -> str:
@@ -105,7 +98,10 @@ def _functions(comparison: Comparison) -> str:
             model,
             figures(function.slo_ms),
             f"{comparison.outcomes[0].functions[index].requests:,}",
-            *(percent(outcome.functions[index].late_share) for outcome in comparison.outcomes),
+            *(
+                percent(part.late_share) if part.requests else "-"
+                for part in (outcome.functions[index] for outcome in comparison.outcomes)
+            ),
         )
         for index, (function, model) in enumerate(zip(functions, comparison.models, strict=True))
     ]

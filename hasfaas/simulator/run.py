@@ -23,7 +23,7 @@ from hasfaas.scaling.baselines import lookup
 from hasfaas.scaling.policy import Policy
 from hasfaas.scaling.settings import ScalerSettings
 from hasfaas.simulator import arrivals, engine, synthetic
-from hasfaas.simulator.models import Model
+from hasfaas.simulator.models import TABLE_IN_DATA, Model
 from hasfaas.simulator.outcome import Outcome
 from hasfaas.simulator.scenario import Law, Scenario, SimDevice, SimFunction
 from hasfaas.simulator.trace import Array, Trace
@@ -204,7 +204,7 @@ def _value(text: str) -> Any:
 
 
 def _settings(options: Mapping[str, Any]) -> ScalerSettings:
-    known = {field.name: field.default for field in attrs.fields(ScalerSettings)}
+    known = attrs.asdict(ScalerSettings(), recurse=False)
     for key, value in options.items():
         if key not in known:
             raise _bad(f"option {key!r} of policy 'hybrid' is unknown: use one of {', '.join(known)}")
@@ -240,7 +240,8 @@ def _function(
 ) -> SimFunction:
     if law == "table" and model.grid is None:
         raise InvalidRequestError(
-            f"model={model.name!r} has no whole table for the law 'table': give --table, or use the law 'lane'",
+            f"model={model.name!r} has no whole table for the law 'table'; the built-in models have none: give --table with "
+            f"{TABLE_IN_DATA.name} of HAS-GPU, or with the folder that holds v100/ (HASFAAS_DATA); or use the law 'lane'",
             reason="BAD_SCENARIO",
         )
     truth = model.surface

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hasfaas.backends.observer import GUESSED_COLD_START_S, RISE, YIELDING_QUOTA_PERCENT, Observer
+from hasfaas.backends.observer import GUESSED_COLD_START_S, RISE, YIELDING_QUOTA_PERCENT, Observer, Recent
 from hasfaas.core.spec import Kind
 from hasfaas.core.state import ReplicaState
 from hasfaas.executor.quota import Timing
@@ -138,16 +138,29 @@ def test_the_overhead_is_what_the_lane_does_not_explain_of_calls_that_met_an_idl
     assert overhead(9.0) == 0.0
 
 
-def test_latencies_of_the_last_minute_are_kept() -> None:
+def test_counts_and_latencies_of_the_last_minute_are_of_the_same_calls() -> None:
     fleet = MemoryFleet(record())
     seen = observer(fleet)
+    # What came before the first look counts nowhere.
+    fleet.router.all["app.f"] = Counts(accepted=5, completed=5)
+    fleet.router.latencies["app.f"] = [Answered(9999.0, False)] * 5
+    seen.observe(9.0)
+    assert seen.recent("app.f", 9.0) == Recent()
+    fleet.router.all["app.f"] = Counts(accepted=107, completed=106, slo_met=99)
     fleet.router.latencies["app.f"] = [Answered(float(ms), False) for ms in range(101)]
-    seen.observe(10.0)
-    recent = seen.recent("app.f", 20.0)
-    assert (recent.answered, recent.p50_ms, recent.p95_ms) == (101, 50.0, 95.0)
-    seen.observe(71.0)
-    assert seen.recent("app.f", 71.0).answered == 0
-    assert seen.recent("nobody", 71.0).answered == 0
+    seen.observe(11.0)
+    assert seen.recent("app.f", 20.0) == Recent(2.0, 102, 101, 2, 50.0, 95.0)
+    seen.observe(72.0)
+    assert seen.recent("app.f", 72.0) == Recent(61.0)
+    assert seen.recent("nobody", 72.0) == Recent()
+
+
+def test_people_are_told_the_quota_of_who_gives_way() -> None:
+    fleet = MemoryFleet(record("app.plain"))
+    fleet.seat("b", "app.plain", quota=40.0, pinned=False)
+    seen = observer(fleet)
+    assert seen.observe(1.0).replicas.quota_percent.tolist() == [YIELDING_QUOTA_PERCENT]
+    assert seen.quota_percents() == {"b": 40.0}
 
 
 def test_a_gateway_without_functions_can_be_seen() -> None:

@@ -186,6 +186,50 @@ def test_what_is_explained_is_what_was_seen_expected_and_done(tmp_path: Path) ->
     loop.close()
 
 
+def test_of_a_function_without_a_profile_nothing_is_predicted_and_its_quota_is_the_real_one(tmp_path: Path) -> None:
+    fleet = MemoryFleet(record(), record("app.plain"))
+    fleet.seat("a")
+    fleet.seat("b", "app.plain", quota=100.0, pinned=False, lane=1)
+    loop = loop_of(fleet, tmp_path, Scripted())
+    assert json.loads(loop.explain(record()))["log"] == str(tmp_path / "scaling")
+    asyncio.run(loop.tick())
+    found = json.loads(loop.explain(record("app.plain")))
+    assert (found["unpredicted"], found["predicted"]) == ("no profile yet", None)
+    assert [each["quota_percent"] for each in found["replicas"]] == [100.0]
+    assert found["occupancy"] == pytest.approx(0.5)
+    assert (found["observed"]["completed"], found["observed"]["p50_ms"]) == (0, None)
+    # What is told is the quota of now, not that of the tick.
+    fleet.seat("a", quota=60.0)
+    told = json.loads(loop.explain(record()))
+    assert [each["quota_percent"] for each in told["replicas"]] == [60.0]
+    assert told["unpredicted"] == ""
+    loop.close()
+
+
+@pytest.mark.parametrize(("level_rps", "carried"), [(0.0, True), (2.0, True), (500.0, False)])
+def test_a_latency_is_predicted_for_the_rate_of_now_where_it_is_carried(
+    tmp_path: Path, level_rps: float, carried: bool
+) -> None:
+    fleet = a_fleet()
+    loop = loop_of(fleet, tmp_path, Leveled(level_rps))
+    fleet.seat("a", quota=80.0, sm_percent=100.0)
+    asyncio.run(loop.tick())
+    predicted = json.loads(loop.explain(record()))["predicted"]
+    assert (predicted["rps"], predicted["carried"]) == (level_rps, carried)
+    assert (predicted["p95_ms"] is not None) == (carried and level_rps > 0.0)
+    loop.close()
+
+
+@attrs.define(eq=False)
+class Leveled:
+    """Knows a rate and does nothing."""
+
+    level_rps: float
+
+    def decide(self, observation: Observation) -> Decision:
+        return Decision((), "known", observation.now_s + 60.0, {"level_rps": np.array([self.level_rps])})
+
+
 def make(policies: list[Scripted]) -> Callable[[], tuple[Policy, Mapping[str, Any]]]:
     def fresh() -> tuple[Policy, Mapping[str, Any]]:
         policies.append(Scripted())

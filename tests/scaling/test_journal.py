@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hasfaas.core.errors import InvalidRequestError
+from hasfaas.core.version import VERSION
 from hasfaas.executor.quota import Timing
 from hasfaas.rapp.surface import Surface
 from hasfaas.scaling import journal
 from hasfaas.scaling.decision import Action, AddReplica, Decision, DrainReplica, Rebatch, Resize
-from hasfaas.scaling.journal import Begin, Prime, Scribe, Tick, column
+from hasfaas.scaling.journal import Begin, Change, Prime, Scribe, Tick, column
 from hasfaas.scaling.observation import Devices, Functions, Observation, Replicas
 from hasfaas.scaling.policy import Policy
 
@@ -97,7 +98,7 @@ def test_what_is_written_is_read_again_to_the_last_bit(
     lines = [scribe.begin(), *scribe.tick(before, decided, {0: "no room"})]
     assert all("NaN" not in line and "Infinity" not in line for line in lines)
     [(_, begin), (number, tick)] = journal.read(lines)
-    assert begin == Begin("p", {"x": 1.5, "y": None, "z": [1.0, 2.0]})
+    assert begin == Begin("p", {"x": 1.5, "y": None, "z": [1.0, 2.0]}, VERSION)
     assert isinstance(tick, Tick)
     assert number == len(lines)
     assert same(tick.observation, before)
@@ -170,7 +171,36 @@ def test_the_first_difference_is_shown_with_its_line() -> None:
     assert found.difference is not None
     assert json.loads(lines[found.difference.line - 1])["decision"] == found.difference.logged
     assert (found.difference.logged["reason"], found.difference.replayed["reason"]) == ("number 4", "number 5")
-    assert journal.changes(found.difference) == ["reason"]
+    assert journal.changes(found.difference) == [Change("reason", "number 4", "number 5")]
+    assert found.version == VERSION
+
+
+def test_changes_name_the_column_and_the_function() -> None:
+    logged = journal.decision_to_dict(
+        Decision((Resize("r0", 5.0, "w"),), "same", 6.0, {"a": np.array([1.0, 2.0]), "b": np.array([0.0, np.inf])})
+    )
+    replayed = journal.decision_to_dict(Decision((), "same", 6.0, {"a": np.array([1.0, 3.0]), "c": np.array([1.0])}))
+    found = journal.changes(journal.Difference(3, logged, replayed, ("f", "g")))
+    assert found == [
+        Change("action 1", logged["actions"][0], None),
+        Change("a of g", 2.0, 3.0),
+        Change("b", [0.0, "inf"], None),
+        Change("c", None, [1.0]),
+    ]
+
+
+def test_a_log_cut_short_says_how_many_decisions_agreed_before() -> None:
+    lines = log_of(3)
+    lines[-1] = lines[-1][:40]
+    with pytest.raises(InvalidRequestError, match=r"cut short.*before it that are the same: 2"):
+        journal.replay(lines, lambda begin: Counting())
+
+
+def test_a_log_without_a_version_is_read() -> None:
+    entry = json.loads(GOOD[0])
+    del entry["version"]
+    [(_, begin)] = journal.read([json.dumps(entry)])
+    assert begin == Begin("counting", {}, "")
 
 
 def test_a_log_may_hold_several_beginnings() -> None:

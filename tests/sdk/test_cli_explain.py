@@ -37,11 +37,19 @@ GOVERNED = {
         "late_share": 0.02,
         "late_share_promised": 0.01,
         "slo_ms": 200.0,
-        "answered": 1500,
         "p50_ms": 20.0,
         "p95_ms": 77.0,
     },
-    "predicted": {"p95_ms": 81.0, "idle_ms": 16.0, "worst_ms": 55.0, "overhead_ms": 0.4, "cold_start_s": 1.0},
+    "unpredicted": "",
+    "predicted": {
+        "rps": 25.0,
+        "carried": True,
+        "p95_ms": 81.0,
+        "idle_ms": 16.0,
+        "worst_ms": 55.0,
+        "overhead_ms": 0.4,
+        "cold_start_s": 1.0,
+    },
     "replicas": [
         {
             "replica": "app.f-1",
@@ -105,7 +113,7 @@ def test_predicted_stands_beside_observed_and_actions_beside_their_reasons(made:
     for part in (
         "promised     99 % of the calls within 200 ms",
         "observed     25 rps, 30 of 1500 late (2 %), p50 20 ms, p95 77 ms",
-        "predicted    p95 81 ms at this rate",
+        "predicted    p95 81 ms at the 25 rps of now; one call alone 16 ms after a pause, at most 55 ms where",
         "planned for  30 rps now, 45 rps before another replica could serve; its slices carry 60 rps",
         "holds        0.034 of a device, 0.085 an hour",
         "/s/scaling/1.jsonl",
@@ -125,8 +133,42 @@ def test_the_json_form_is_what_the_gateway_said_with_the_cost(made: FakeGateway)
 def test_of_a_function_that_is_not_scaled_it_is_said_why(made: FakeGateway) -> None:
     told = {"function": "app.f", "governed": False, "why_not": "it has no profile yet", "log": ""}
     assert run(made, "explain", "f", told=told).output == "app.f is not scaled: it has no profile yet\n"
-    told = {"function": "app.f", "governed": True, "why_not": "", "log": ""}
-    assert "has not looked at it yet" in run(made, "explain", "f", told=told).output
+    told = {"function": "app.f", "governed": True, "why_not": "", "log": "/s/scaling"}
+    text = run(made, "explain", "f", told=told).output
+    assert "has not looked at it yet" in text
+    assert text.endswith("  log  /s/scaling\n")
+
+
+def changed(**parts: Any) -> dict[str, Any]:
+    """What is told of a function, some parts of it changed: mappings by key, others as a whole."""
+    return {
+        name: {**value, **parts[name]} if name in parts and isinstance(value, dict) else parts.get(name, value)
+        for name, value in GOVERNED.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("told", "shown", "hidden"),
+    [
+        (changed(governed=False, why_not="it was sized by hand"), "planned for  not planned\n", "45 rps"),
+        (changed(unpredicted="no profile yet"), "predicted  no profile yet: nothing is predicted", "carry"),
+        (changed(replicas=[], observed={"rps": 0.0}), "not planned: no call comes", "45 rps"),
+        (changed(observed={"late": 1, "completed": 1, "late_share": 1.0}), "1 of 1 late (100 %)", "e+"),
+        (changed(observed={"rps": 1234.0}, diagnostics={"capacity_rps": 5678.0}), "carry 5678 rps", "e+"),
+        (changed(observed={"p50_ms": None, "p95_ms": None}), "p50 -, p95 -, in 1 min", "None"),
+        (
+            changed(predicted={"p95_ms": None, "carried": False, "rps": 90.0}),
+            "the 90 rps of now are more than its slices are sure to answer within 200 ms; one call alone",
+            "p95 81",
+        ),
+    ],
+)
+def test_what_is_not_known_or_not_planned_is_said_in_words(
+    made: FakeGateway, told: dict[str, Any], shown: str, hidden: str
+) -> None:
+    text = run(made, "explain", "f", told=told).output
+    assert shown in text, text
+    assert hidden not in text, text
 
 
 def test_explain_needs_a_gateway(made: FakeGateway) -> None:
@@ -172,9 +214,30 @@ def test_the_first_difference_ends_a_replay(tmp_path: Path, made: FakeGateway) -
     result = run(made, "replay", str(path))
     assert result.exit_code == 1
     assert f"4 decisions are the same, the next one differs: {path}, line {len(lines)}" in result.output
-    assert '"something else"' in result.output
+    assert '  reason: logged "something else", replayed ' in result.output
+    assert "another version" not in result.output
     found = json.loads(run(made, "replay", str(path), "--json").output)
     assert found["difference"]["logged"]["reason"] == "something else"
+
+
+def test_a_difference_from_another_version_says_so_first(tmp_path: Path, made: FakeGateway) -> None:
+    path = tmp_path / "log.jsonl"
+    lines = log_of(2)
+    begin, last = json.loads(lines[0]), json.loads(lines[-1])
+    last["decision"]["diagnostics"]["rate_rps"][0] += 1.0
+    path.write_text("\n".join([json.dumps(begin | {"version": "0.0.9"}), *lines[1:-1], json.dumps(last)]))
+    first, _, *rest = run(made, "replay", str(path)).output.splitlines()
+    assert "another version, hasfaas 0.0.9" in first
+    [line] = rest
+    assert line.startswith("  rate_rps of f: logged ")
+
+
+@pytest.mark.parametrize("lines", [0, 1])
+def test_a_log_without_decisions_is_no_success(tmp_path: Path, made: FakeGateway, lines: int) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text("\n".join(log_of(1)[:lines]))
+    result = run(made, "replay", str(path))
+    assert (result.exit_code, result.output) == (1, f"{path}: no decision in it\n")
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,7 @@ def test_more_load_never_costs_less(run: Run) -> None:
 def test_people_get_a_table_and_costs_only_with_a_price(run: Run) -> None:
     head, row = run("plan", "app.embed").output.splitlines()
     assert "cost/h" not in head
+    assert "device p95 ms" in head
     assert row.startswith("app.embed  few-shot, sim0")
     assert "cost/1000 calls" in run("plan", "app.embed", "--price", "1").output
 
@@ -152,6 +153,16 @@ def test_a_file_is_planned_from_its_profile_where_that_is_of_this_version(run: R
     result = run("plan", "planned_app.py::embed")
     assert result.exit_code == 2
     assert "say --device" in result.stderr
+
+
+def test_all_that_cannot_be_planned_are_named_with_their_cure(run: Run) -> None:
+    for arguments in ((), ("--device", "H100", "--example", "[1]")):
+        result = run("plan", "planned_app.py", *arguments)
+        assert result.exit_code == 2
+        assert "only functions that run torch can be planned from their graph" in result.stderr
+        assert "`hasfaas profile app.other`" in result.stderr
+        if not arguments:
+            assert "`hasfaas profile app.embed`, `hasfaas profile app.other`" in result.stderr
 
 
 def test_a_file_that_was_never_measured_is_planned_from_its_graph(run: Run, made: FakeGateway) -> None:

@@ -111,7 +111,13 @@ def test_a_trace_is_read(tmp_path: Path) -> None:
         (("--ranks", "one"), "2,4,9"),
         (("--table", "nowhere.csv"), "does not exist"),
         (("--report", "no/such/folder/out.html"), "make it first"),
-        (("--pictures", "no/such/folder"), "make it first"),
+        (("--pictures", f"{__file__}/pictures"), "is no folder"),
+        (("--law", "table"), "give --table"),
+        (("--predictor-error", 200), "from 0 to 100, in %"),
+        (("--predictor-error", -1), "from 0 to 100, in %"),
+        (("--trace", __file__, "--trace-format", "counts", "--load", "diurnal"), "--load is about made-up load"),
+        (("--policies", "fixed:f=0"), "f="),
+        (("--policies", "fixed:rho=1.5"), "rho="),
         (("--json", "no/such/folder/out.json"), "make it first"),
     ],
 )
@@ -121,6 +127,36 @@ def test_a_wrong_wish_is_explained_before_anything_runs(arguments: tuple[object,
     assert said in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
+
+
+def test_people_are_told_what_was_simulated() -> None:
+    result = run(*SHORT, "--slo-factor", 4, "--cold-start", 3)
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("Made-up load"))
+    for said in ("diurnal", "in 60 s", "per second", "SLO 4x", "2 GPUs (V100", "cold start 3 s", "law lane"):
+        assert said in line
+    assert "measured on" not in result.stderr
+
+
+def test_holds_of_another_gpu_are_owned_up_to(tmp_path: Path) -> None:
+    said = "Holds were measured on a V100; only SMs and memory are the A100's."
+    page, file = tmp_path / "out.html", tmp_path / "out.json"
+    result = run(*SHORT, "--policies", "kpa", "--gpu", "a100", "--report", page, "--json", file)
+    assert said in result.stderr
+    assert said in json.loads(file.read_text())["notes"]
+    assert said in page.read_text().replace("&#x27;", "'")
+
+
+def test_pictures_make_their_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "made" / "here"
+    assert run(*SHORT, "--policies", "kpa", "--pictures", folder).exit_code == 0
+    assert (folder / "pareto.svg").exists()
+
+
+def test_a_run_that_counted_nothing_says_so() -> None:
+    result = run(*SHORT, "--policies", "kpa", "--warmup", 59.99)
+    assert result.exit_code == 0, result.output
+    assert "Nothing was counted" in result.stdout
+    assert "were late" not in result.stdout
 
 
 def test_a_bad_trace_is_told_with_its_line(tmp_path: Path) -> None:

@@ -113,9 +113,28 @@ def test_the_verdict_names_the_cheapest_that_kept_its_promise() -> None:
 
 def test_the_verdict_without_a_winner() -> None:
     assert report.verdict(comparison(outcome("a", late=0.5))) == "More than 1 % were late with a."
+    assert report.verdict(comparison(outcome("a", requests=0, late_share=0.0))).startswith("Nothing was counted")
     assert "does not know the load" in report.verdict(comparison(outcome("oracle")))
     free = report.verdict(comparison(outcome("a", billed_gpu_s=0.0), outcome("b", billed_gpu_s=0.0)))
     assert free == "Cheapest with at most 1 % late: a at 0 USD per 1,000 requests."
+
+
+def test_holds_of_another_kind_of_gpu_are_said() -> None:
+    made = comparison(outcome("a"))
+    for gpu, measured_on, notes in (
+        ("A100-SXM-80", "V100-SXM2-16GB", 1),
+        ("V100-PCIE-32GB", "V100-SXM2-16GB", 0),
+        ("A100-SXM-80", "", 0),
+        ("", "V100-SXM2-16GB", 0),
+    ):
+        assert len(report.notes(attrs.evolve(made, gpu=gpu, measured_on=measured_on))) == notes
+
+
+def test_the_setting_is_one_line() -> None:
+    said = report.setting(attrs.evolve(comparison(outcome("a")), gpu="V100-SXM2-16GB"))
+    assert said.startswith("Load <x>: 1,000 requests to 2 functions in 50 s (20 per second in all)")
+    assert "SLO 5x one call on a whole GPU; 2 GPUs (V100-SXM2-16GB)" in said
+    assert "\n" not in said
 
 
 def test_what_was_refused_is_said() -> None:

@@ -71,6 +71,9 @@ def test_policies_are_named_with_options() -> None:
     assert (second.text, second.name, second.options) == ("fixed:f=0.6:rho=0.7", "fixed", {"f": 0.6, "rho": 0.7})
     hybrid = run.chosen("hybrid:vertical=false")[0]
     assert run.policy(hybrid, run.scenario(BOTH, trace_of(1, 1))).settings.vertical is False  # type: ignore[attr-defined]
+    # One whose default depends on another setting is an option as well.
+    insured = run.chosen("hybrid:pooling=true:insurance=0.2")[0]
+    assert run.policy(insured, run.scenario(BOTH, trace_of(1, 1))).settings.insurance == 0.2  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
