@@ -194,8 +194,8 @@ def true_rps(cells: Cells, requests: int, seed: int, timing: Timing) -> Array:
 
 @attrs.frozen
 class Found:
-    """One seed's cells: what the rule grants, what is then late, and the true capacity (NaN where eps is too small for a quick
-    bisection)."""
+    """One seed's cells: what the rule grants, what is then late, and the true capacity (NaN where eps is too small for a
+    quick bisection)."""
 
     seed: int
     cells: Cells
