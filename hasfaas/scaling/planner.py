@@ -264,5 +264,8 @@ class _Acting:
         plan, replicas = self.plan, self.plan.observation.replicas
         wanted = plan.batches[replicas.function]
         changed = plan.now.serving & plan.known[replicas.function] & (wanted != replicas.batch)
+        leaving = {action.replica_id for action in self.drains if isinstance(action, DrainReplica)}
         for r in np.flatnonzero(changed).tolist():
+            if replicas.ids[r] in leaving:
+                continue
             self.grows.append(Rebatch(replicas.ids[r], int(wanted[r]), f"carries most at quota {self._quota[r]:g} %"))
