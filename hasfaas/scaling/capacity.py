@@ -16,9 +16,8 @@ once, so that much less of the deadline is left:
 
 The second counts what an account saves while the replica idles. It holds for one replica exactly: the time the account
 needs to be full is the workload of a queue with service t / q, and a batch is late if it finds more than
-d - worst + cap / q. Several replicas spend their credit evenly, since the router sends a call to the one that was
-idle longest.
-Batches that are not full spend credit at the price of full ones. Full speed is a bound as well: L = t, d.
+d - worst + cap / q. Several replicas spend their credit evenly, since the router sends a call to the one that was idle
+longest. Batches that are not full spend credit at the price of full ones. Full speed is a bound as well: L = t, d.
 
 What the router sends ahead to a busy replica may stand behind a batch that has just begun, though another replica ends
 sooner. That costs a part of a batch of the deadline (b > 1, n > 1); full batches are of no use below 2.5 L, nor is a common

@@ -8,9 +8,8 @@ A local-level Kalman filter with an adaptive drift (scaling reference, section 3
 `upper_rps`, what is planned for now, is m + spread sqrt(P + h Q m): the doubt about the level and its drift within a short
 horizon h, without the noise of the counts themselves, which the capacity rule has already counted. `spread` is an online
 quantile (pinball gradient) of how far the mean rate of the next h seconds lies off, in deviations with the noise of
-that mean.
-A filter is slow where the load jumps, so the bound is never less than what is proven: the count of the last 1, 2 and 5
-seconds less `proof` deviations.
+that mean. A filter is slow where the load jumps, so the bound is never less than what is proven: the count of the last 1, 2
+and 5 seconds less `proof` deviations.
 
 `peak_rps`, what must be possible before another replica could serve, is the greatest rate proven of late: loads return to
 where they were. That memory fades towards the level within `memory_s`. It is no less than `reserve` times what is planned.

@@ -1,11 +1,10 @@
 """Which slices keep a function's promise, at what rate, and which of them is cheapest.
 
-The capacity rule (`capacity.lane_rps`) over a grid of replicas x SM share x quota, at the batch that carries most, from an
-upper quantile of the predicted hold. A frontier is made once for a surface; reading it is a lookup.
+The capacity rule (`capacity.slice_rps`) over a grid of replicas x SM share x quota, at the batch that carries most, from a
+quantile of the predicted hold. A frontier is made once for a surface; reading it is a lookup.
 
     area = replicas x sm x quota            what it costs, in whole devices
-    table [peak, rate]                      the cheapest (replicas, sm) whose quota can be raised to carry `peak`
-    times the rate
+    best [peak, rate]                       the cheapest (replicas, sm) whose quota can be raised to carry peak x rate
 
 The second line is what vertical scaling asks of a shape: today's quota is paid, but the lane must have room for the
 rate that may come before another replica could serve.
@@ -105,8 +104,7 @@ class Frontier:
     """`rps` and `batch` [replicas, sm, quota]: what a slice carries within the promise, and at which greatest batch.
 
     `rps` never falls with the quota. `limit_rps` is what replicas that never idle serve at that batch, less a tenth.
-    `best` [peak, rate] holds flat (replicas, sm) indices of the cheapest shape, -1 where
-    none carries it.
+    `best` [peak, rate] holds flat (replicas, sm) indices of the cheapest shape, -1 where none carries it.
     """
 
     sm_percents: Array

@@ -39,8 +39,7 @@ class Spot:
 @attrs.define(eq=False)
 class Book:
     """What is taken. `units`, `free_units` and `free_bytes` are [device]; `lane_units` (0: no such lane),
-    `lane_quota_percent` and
-    `lane_replicas` are [device, lane]."""
+    `lane_quota_percent` and `lane_replicas` are [device, lane]."""
 
     units: Array
     free_units: Array
@@ -53,9 +52,8 @@ class Book:
 
     @classmethod
     def of(cls, observation: Observation, most_replicas: Array | None = None) -> Book:
-        """The book at one observation: replicas that start or drain hold their places too. `most_replicas` [function]
-        says with
-        how many each may share a lane, itself included (None: with any number)."""
+        """The book at one observation: replicas that start or drain hold their places too. `most_replicas` [function] says
+        with how many each may share a lane, itself included (None: with any number)."""
         devices, replicas, functions = observation.devices, observation.replicas, observation.functions
         units = np.asarray(devices.units, int)
         count = len(units)

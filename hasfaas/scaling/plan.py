@@ -12,18 +12,17 @@ from hasfaas.scaling.stack import COUNTS, QUOTAS, Stack, count_rows, quota_rows
 from hasfaas.scaling.standing import EPSILON, Standing
 
 
-def most_replicas(observation: Observation, row: int) -> int:
-    """How many may share a lane with one of this function, itself included: each may keep it waiting for a lease, and half of
-    the promise is for that."""
+def most_replicas(observation: Observation) -> Array:
+    """How many may share a lane with one of each function, itself included [function]: as many others as twice its promise
+    holds leases. A neighbour keeps it waiting for one lease, but only while that neighbour is busy."""
     quantum_ms = observation.timing.quantum_ns / 1e6
-    return 1 + max(1, int(2.0 * observation.functions.slo_ms[row] / quantum_ms))
+    return np.asarray(1 + np.maximum(1, (2.0 * observation.functions.slo_ms / quantum_ms).astype(int)))
 
 
 @attrs.frozen(eq=False)
 class Load:
-    """What each function must carry [function], in requests per second: `rate` within the promise; `urgent`, with
-    what waits, for
-    those that serve now; `least` at all; `peak` within the promise, before another replica could serve."""
+    """What each function must carry [function], in requests per second: `rate` within the promise; `urgent`, with what
+    waits, for those that serve now; `least` at all; `peak` within the promise, before another replica could serve."""
 
     rate: Array
     urgent: Array
@@ -38,7 +37,8 @@ class Plan:
     `rate` and `peak` are what must be carried within the promise now, and before another replica could serve; `least` what
     must be served at all. `quota_percent` is what the serving replicas need, `count` how many of this share carry the peak
     with whole lanes, `enough` how many are not too many, `area` what the present shape costs, with a little for each replica.
-    `best_...` is the cheapest shape. `known` masks the functions that are planned for at all.
+    `best_...` is the cheapest shape. `most_replicas` bounds those of a lane, this function's own included. `known` masks the
+    functions that are planned for at all.
     """
 
     observation: Observation
@@ -59,6 +59,7 @@ class Plan:
     best_count: Array
     best_quota: Array
     best_area: Array
+    most_replicas: Array
 
     @classmethod
     def of(cls, observation: Observation, stack: Stack, load: Load, settings: ScalerSettings) -> Plan:
@@ -113,6 +114,7 @@ class Plan:
             best_count=best_count,
             best_quota=best_quota,
             best_area=np.where(carried, best_area, np.inf),
+            most_replicas=most_replicas(observation) if settings.pooling else np.ones(len(functions), int),
         )
 
     def quota_for(self, row: int, count: int) -> float:
@@ -133,10 +135,6 @@ class Plan:
         """The greatest batch that goes with a slice."""
         quota = int(quota_rows(np.asarray(quota_percent)))
         return int(self.stack.batch[self.stack.kind[row], int(count_rows(np.asarray(count))), share, quota])
-
-    def most_replicas(self, row: int) -> int:
-        """How many may share a lane with one of this function, itself included."""
-        return most_replicas(self.observation, row) if self.settings.pooling else 1
 
     @property
     def batches(self) -> Array:

@@ -34,12 +34,7 @@ class _Acting:
 
     def __init__(self, plan: Plan, memory: Memory) -> None:
         self.plan, self.memory = plan, memory
-        most = (
-            np.array([plan.most_replicas(row) for row in range(len(plan.observation.functions))])
-            if plan.settings.pooling
-            else None
-        )
-        self.book = Book.of(plan.observation, most)
+        self.book = Book.of(plan.observation, plan.most_replicas)
         self.drains: list[Action] = []
         self.shrinks: list[Action] = []
         self.grows: list[Action] = []
@@ -165,18 +160,13 @@ class _Acting:
         if self.more[row]:
             count = int(plan.count[row])
             quota = plan.quota_for(row, count)
-            area = float(
-                plan.stack.price(*(np.full(len(now.live), v) for v in (count, now.sm_percent[row], quota)))[row]
-            )
+            area = plan.stack.price_of(row, count, float(now.sm_percent[row]), quota)
             why = f"up to {plan.peak[row]:.3g} rps may come before another replica serves; {live} cannot carry that"
-            if plan.best_share[row] == plan.share[row] or plan.best_area[row] > area * (
-                1.0 - plan.settings.reshape_gain
-            ):
-                self._start(row, int(plan.share[row]), count - live, quota, why)
-            elif now.old_live[row] == 0:
+            cheaper = plan.best_area[row] <= area * (1.0 - plan.settings.reshape_gain)
+            # One change of shape at a time: else more of the one that is coming.
+            if cheaper and plan.best_share[row] != plan.share[row] and now.old_live[row] == 0:
                 self._start(row, *best, f"{why}, and another shape carries it at less cost")
             else:
-                # One change of shape at a time: more of the one that is coming.
                 self._start(row, int(plan.share[row]), count - live, quota, why)
             return
         saving = 100.0 * (1.0 - plan.best_area[row] / plan.area[row])
@@ -192,7 +182,7 @@ class _Acting:
         sm_percent = float(plan.stack.sm_percents[plan.stack.kind[row], share])
         memory_bytes = float(functions.memory_bytes[row])
         total = int(plan.now.live[row] + plan.now.old_live[row])
-        batch = plan.batch_for(row, share, max(count, 1), quota)
+        batch, most = plan.batch_for(row, share, max(count, 1), quota), int(plan.most_replicas[row])
         for number in range(count):
             if total + number >= functions.max_replicas[row] + (plan.now.live[row] if self.reshaped[row] else 0):
                 self.refused.append(
@@ -204,12 +194,12 @@ class _Acting:
                 quota,
                 memory_bytes,
                 devices=functions.devices[row],
-                most_replicas=plan.most_replicas(row),
+                most_replicas=most,
             )
             if spot is None:
                 self.refused.append(f"{functions.names[row]}: no room for sm {sm_percent:g} %, quota {quota:g} %")
                 return
-            self.book.take(spot, sm_percent, quota, memory_bytes, plan.most_replicas(row))
+            self.book.take(spot, sm_percent, quota, memory_bytes, most)
             device = observation.devices.ids[spot.device]
             self.starts.append(
                 AddReplica(
@@ -224,9 +214,8 @@ class _Acting:
             )
 
     def give_back(self) -> None:
-        """Where all replicas of the emptiest device fit on the others in use, they are started there; the old ones
-        then are the
-        first of those that are not needed. Only of functions with nothing else under way."""
+        """Where all replicas of the emptiest device fit on the others in use, they are started there; the old ones then
+        are the first of those that are not needed. Only of functions with nothing else under way."""
         replicas, functions = self.plan.observation.replicas, self.plan.observation.functions
         devices = self.plan.observation.devices
         used = self.book.used()
@@ -244,7 +233,7 @@ class _Acting:
             if self.memory.settled_s[row] <= 0.0 or self.memory.idle_s[row] > 0.25 * self.plan.settings.keep_alive_s:
                 return
             sm_percent, quota = float(replicas.sm_percent[r]), float(replicas.quota_percent[r])
-            allowed, most = others & functions.devices[row].astype(bool), self.plan.most_replicas(row)
+            allowed, most = others & functions.devices[row].astype(bool), int(self.plan.most_replicas[row])
             spot = book.spot(sm_percent, quota, float(functions.memory_bytes[row]), devices=allowed, most_replicas=most)
             if spot is None or functions.by_hand[row]:
                 return

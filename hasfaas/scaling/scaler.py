@@ -6,7 +6,7 @@ One tick: counts -> forecast -> what each function must carry now (`rate`) and b
     vertical     a quota rises at once to the least that carries `rate`, and falls once less has sufficed for a while
     horizontal   replicas are added when even whole lanes do not carry `peak`, and drained when fewer have sufficed
     reshape      another SM share is another process: made, then the old one drained; only once the saving that was
-                 missed so far exceeds what the change costs (the ski-rental rule: never worse than twice the best)
+                 missed so far exceeds twice what the change costs (the ski-rental rule: no worse than a fixed factor)
     zero         the last replica goes when nobody has called for `keep_alive_s`
 
 Nothing here reads a clock: the same observations give the same decisions.
@@ -150,7 +150,7 @@ class HybridScaler:
                 neighbours=1 if settings.pooling else 0,
                 replica_price=self._replica_price(observation, row),
                 # A lane that few may share is never full.
-                least_quota=1.0 / most_replicas(observation, row) if settings.pooling else 0.0,
+                least_quota=1.0 / float(most_replicas(observation)[row]) if settings.pooling else 0.0,
                 sm_percents=sm_percents,
             ),
         )

@@ -30,8 +30,8 @@ class Stack:
     """`kind` [function] is the row of a function's frontier in the other columns, -1 where it has none.
 
     `rps`, `limit_rps` and `batch` are [kind, replicas, sm, quota], `best` is [kind, peak, rate], `replica_price` and
-    `least_quota` are [kind], `sm_percents` [kind, sm] (0 where a frontier
-    has fewer shares than others: nothing is carried there).
+    `least_quota` are [kind], `sm_percents` is [kind, sm] (0 where a frontier has fewer shares than others: nothing is carried
+    there).
     """
 
     kind: Array
@@ -83,14 +83,19 @@ class Stack:
         quota = np.maximum(quota_percent / 100.0, self.least_quota[self.kind])
         return np.asarray(count * (sm_percent * quota / 100.0 + self.replica_price[self.kind]))
 
+    def price_of(self, row: int, count: int, sm_percent: float, quota_percent: float) -> float:
+        """`price` of one function (its row)."""
+        kind = self.kind[row]
+        quota = max(quota_percent / 100.0, float(self.least_quota[kind]))
+        return count * (sm_percent * quota / 100.0 + float(self.replica_price[kind]))
+
     def share_row(self, sm_percent: Array) -> Array:
         """The row of the SM share nearest to what each function has."""
         return np.asarray(np.abs(self.sm_percents[self.kind] - sm_percent[:, None]).argmin(axis=1))
 
     def quota_row(self, count: Array, share: Array, rate: Array, least: Array | None = None) -> Array:
-        """The row of the least quota at which (replicas, sm) carry the rate, and can at all serve `least` requests
-        per second;
-        the last one where none does."""
+        """The row of the least quota at which (replicas, sm) carry the rate, and can at all serve `least` requests per
+        second; the last one where none does."""
         enough = self.rps[self.kind, count, share] >= rate[:, None]
         if least is not None:
             enough &= self.limit_rps[self.kind, count, share] >= least[:, None]

@@ -15,14 +15,12 @@ EPSILON = 1e-6
 class Standing:
     """What each function has now, as columns [function]; 0 where it has no such replica.
 
-    The newest replica gives the shape that is aimed at: `sm_percent` is its share, `live` and `ready` count the
-    replicas of that
-    share that start or serve, and those that serve; `old_live` the others, which go once these serve. `main`
-    [replica] marks them.
+    The newest replica gives the shape that is aimed at: `sm_percent` is its share, `live` and `ready` count the replicas of
+    that share that start or serve, and those that serve; `old_live` the others, which go once these serve. `main` [replica]
+    marks those of that share.
 
-    The newest one that serves gives the shape that carries the calls now: `serving` [replica], `serving_sm_percent`,
-    their number
-    `serving_count`, their greatest quota `quota_percent`; `uneven` where their quotas differ.
+    The newest one that serves gives the shape that carries the calls now: `serving` [replica], `serving_sm_percent`, their
+    number `serving_count`, their greatest quota `quota_percent`; `uneven` where their quotas differ.
     """
 
     main: Array
