@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON) here: install Python 3.11 or newer, or say make PYTHON=/path/to/python3"; exit 1; }
 	@echo "creating $(VENV) and installing hasfaas with its demo and development packages (once; minutes on a slow line)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "the venv module is missing: on Debian, apt install python3-venv"; exit 1; }
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev,demo]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev,demo,cuda]'
 	@touch $(STAMP)
 
 demo: $(STAMP) ## trains a small network, deploys it, measures it at several quotas

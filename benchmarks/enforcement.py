@@ -62,7 +62,7 @@ def world() -> Iterator[World]:
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="hf-bench-") as folder:
         path = Path(folder) / "tokens"
         table = TokenTable.create(path)
-        device = sim.inventory("bench", lanes_file=Path(folder) / "lanes")
+        device = sim.device("bench", lanes_file=Path(folder) / "lanes")
         yield World(table, path, device)
         table.close()
 

@@ -176,7 +176,7 @@ def measure(shares: Sequence[float], effort: Effort) -> list[Cell]:
             slot = table.admit(0, PPM)
             run_ms = quota.run_ns(round(share * PPM), table.timing) / 1e6
             profiles = {_function(r): sim.SimProfile((1,), (100.0,), ((r * run_ms,),)) for r in RATIOS}
-            device = sim.inventory("bench", profiles=profiles, lanes_file=Path(folder) / f"lanes-{index}")
+            device = sim.device("bench", profiles=profiles, lanes_file=Path(folder) / f"lanes-{index}")
             part = DeviceSlice(device.device_id, device.kind, 0, device.units, 100.0, device.options)
             ours, theirs = spawn.Pipe()
             arguments = (table.path, slot, part, share, effort, theirs)

@@ -48,7 +48,7 @@ def _matching(special: Mapping[str, str], file: str) -> str:
 ROOMS = {
     "core": Room(third="attrs"),
     "wire": Room("core", third="attrs grpc google msgpack", lazy="numpy torch cloudpickle"),
-    "devices": Room("core", third="attrs", lazy="torch psutil"),
+    "devices": Room("core", third="attrs", lazy="torch cupy pynvml numpy"),
     "executor": Room(
         "core wire devices",
         third="attrs msgpack numpy",

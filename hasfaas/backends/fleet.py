@@ -34,12 +34,13 @@ from hasfaas.core.errors import (
 )
 from hasfaas.core.signing import load_or_create_key, verify
 from hasfaas.core.state import ReplicaState, move
+from hasfaas.executor.config import EXIT_DEVICE_FAILED
 from hasfaas.node.agent import NodeAgent, Replica
 from hasfaas.node.lanes import Want
 from hasfaas.serving.channel import ChannelEvents
 from hasfaas.serving.ports import DeviceView, FunctionRecord, ReplicaView, Sizing, Store
 from hasfaas.serving.router import Router
-from hasfaas.wire.frames import Measured, RawPayload
+from hasfaas.wire.frames import Measured, RawPayload, Started
 from hasfaas.wire.status import from_status
 
 log = logging.getLogger("hasfaas.fleet")
@@ -80,7 +81,7 @@ class Fleet:
     async def start(self) -> None:
         """Starts the agent and takes over what the store remembers. Replicas start with the first call, or now where the
         function has a least number of them."""
-        self.agent.start()
+        await self.agent.start()
         for record in self._store.all():
             self._adopt(record)
             if record.spec.min_replicas:
@@ -102,7 +103,7 @@ class Fleet:
     async def deploy(self, record: FunctionRecord, *, warm: bool) -> None:
         path = self._store.bundle_path(record.bundle_sha256)
         self.verify(path.read_bytes(), record.signature)
-        differences = await self.agent.check(record.python, record.packages, path)
+        differences = await self.agent.check_bundle(record.python, record.packages, path)
         if differences:
             lines = "".join(f"\n  - {line}" for line in differences)
             raise IncompatibleError(f"{record.name} cannot be loaded by {record.python}:{lines}")
@@ -401,8 +402,9 @@ class Fleet:
     def _events(self, member: Member) -> ChannelEvents:
         return _Events(self, member)
 
-    def became_ready(self, member: Member) -> None:
+    def became_ready(self, member: Member, started: Started) -> None:
         """The replica has loaded its function."""
+        member.started = started
         if member.state is not ReplicaState.STARTING or member.channel is None:
             return
         if not self._starts.is_current(member.deployed, member.record):
@@ -565,6 +567,8 @@ def _check_sizing(record: FunctionRecord, sizing: Sizing) -> None:
 def _cause(code: int | None) -> str:
     if code is None:
         return "its exit code is unknown"
+    if code == EXIT_DEVICE_FAILED:
+        return "its device failed; `hasfaas logs` has the error"
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 

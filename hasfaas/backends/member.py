@@ -14,6 +14,7 @@ from hasfaas.node.agent import Replica
 from hasfaas.node.lanes import Want
 from hasfaas.serving.channel import ReplicaChannel
 from hasfaas.serving.ports import FunctionRecord
+from hasfaas.wire.frames import Started
 
 # Of a function's cold start, how much its latest one counts.
 LATEST_SHARE = 0.3
@@ -33,6 +34,8 @@ class Member:
     batch: int | None = None
     # Serves no calls: it was started to be measured.
     bench: Bench | None = None
+    # What it told when it became ready.
+    started: Started | None = None
 
     @property
     def live(self) -> bool:

@@ -10,6 +10,7 @@ import attrs
 import numpy as np
 
 from hasfaas.core.state import ReplicaState
+from hasfaas.devices.base import Health
 from hasfaas.executor.quota import Timing
 from hasfaas.node.agent import Replica
 from hasfaas.rapp import lane_law
@@ -162,7 +163,7 @@ class Observer:
         before = seen.counts if counts.accepted >= seen.counts.accepted else Counts()
         seen.counts = counts
         latencies_ms = self._answered(deployed, seen, profiled[1] if profiled else None)
-        devices = self._fleet.agent.devices.values()
+        devices, conditions = self._fleet.agent.devices.values(), self._fleet.agent.conditions
         kind = profiled[0] if profiled else None
         guess_s = max((device.cold_start_s for device in devices), default=0.0) or GUESSED_COLD_START_S
 
@@ -190,7 +191,9 @@ class Observer:
             "overhead_ms": seen.overhead_ms,
             "by_hand": record.sizing.sized,
             "devices": [
-                spec.device in ("auto", device.kind, device.device_id) and kind in (None, device.kind)
+                spec.device in ("auto", device.kind, device.device_id)
+                and kind in (None, device.kind)
+                and conditions[device.device_id].health is Health.READY
                 for device in devices
             ],
         }

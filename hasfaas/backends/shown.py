@@ -25,6 +25,7 @@ def replica_view(agent: NodeAgent, member: Member) -> ReplicaView:
         pid=process.pid,
         usage=agent.usage(process.replica_id),
         lends=member.want.lend,
+        started=member.started,
     )
 
 
@@ -44,6 +45,11 @@ def device_views(agent: NodeAgent) -> Sequence[DeviceView]:
                 memory_used_bytes=sum(s.memory_bytes for lane in mine for s in lane.seats),
                 lanes=tuple(LaneView(x.lane, x.units, 100.0 * len(x.units) / units, x.quota_percent) for x in mine),
                 occupancy=sum(len(x.units) / units * x.quota_percent / 100.0 for x in mine),
+                health=agent.conditions[device.device_id].health.value,
+                why=agent.conditions[device.device_id].why,
+                cure=agent.conditions[device.device_id].cure,
+                fixed_lanes=device.fixed_lanes is not None,
+                facts=device.facts,
             )
         )
     return views

@@ -20,7 +20,15 @@ from hasfaas.core.keys import ANY, Leaves, Place, Reader, Schema, Source
 from hasfaas.core.memory import parse_memory
 from hasfaas.core.spec import Batch, FunctionSpec
 
-DEVICE_KINDS = ("cpu", "sim")
+AUTO = "auto"
+DEVICE_KINDS = ("cpu", "sim", "cuda")
+_OWN_KEYS: Mapping[str, tuple[str, ...]] = {
+    "cpu": ("cores",),
+    "sim": ("sms", "cold_start_s", "profile", "lanes"),
+    "cuda": ("gpu", "partitions", "lanes"),
+}
+PARTITIONS = ("auto", "static", "percentage", "none")
+"""How the lanes of a GPU are kept apart: MPS static partitions, MPS percentages, the better of both, or one lane, no MPS."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
 # The path of a unix socket has room for 108 bytes on Linux, with its closing zero; this keeps a margin.
 SOCKET_PATH_BYTES = 100
@@ -42,16 +50,37 @@ def _read_profile(place: Place, value: object) -> object:
     return dict(value)
 
 
+def _read_lanes(place: Place, value: object) -> tuple[float, ...]:
+    given = value if isinstance(value, list | tuple) else ()
+    if not given or any(isinstance(p, bool) or not isinstance(p, int | float) or not 0 < p <= 100 for p in given):
+        raise place.refuse(value, "give a list of SM percents, such as [50, 25, 25]")
+    return tuple(float(percent) for percent in given)
+
+
+def _read_options(place: Place, value: object) -> Mapping[str, object]:
+    if not isinstance(value, Mapping):
+        raise place.refuse(value, "give a table of the device's own options")
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as exc:
+        raise place.refuse(value, f"give numbers, text and lists: {exc}") from exc
+    return dict(value)
+
+
 @attrs.frozen
 class DeviceSettings:
     """One `[[devices]]` table: `count` like devices.
 
-    `memory` is the device's; `cores` is how many cores a cpu device owns. `sms`, `cold_start_s` and `profile`
-    (a file, or the table itself) describe a sim device. `id` names it for a function's `device=` option; the
-    devices of a `count` above 1 are `id0`, `id1` and so on.
+    `kind` "auto" is this machine's GPUs, or its CPU where it has none. `memory` is the device's; `cores` is how many cores a
+    cpu device owns. `sms`, `cold_start_s` and `profile` (a file, or the table itself) describe a sim device. `gpu` picks one
+    of the machine's (its number or UUID); `partitions` says how a cuda device keeps lanes apart. `lanes` are the SM percents
+    of lanes cut in advance. `options` are those of a kind that a package or a file of one's own adds. `id` names the device
+    for a function's `device=` option; the devices of a `count` above 1 are `id0`, `id1` and so on.
     """
 
-    kind: str = attrs.field(default="cpu", validator=keys.choice(*DEVICE_KINDS))
+    kind: str = attrs.field(
+        default=AUTO, validator=keys.text('give a kind of device, such as "cpu"', r"[a-z][a-z0-9_]*")
+    )
     id: str | None = attrs.field(
         default=None,
         validator=keys.optional(
@@ -61,21 +90,39 @@ class DeviceSettings:
     count: int = attrs.field(default=1, validator=keys.whole("devices", 1, 1024))
     memory: str | None = attrs.field(default=None, validator=keys.optional(keys.memory()))
     cores: int | None = attrs.field(default=None, validator=keys.optional(keys.whole("cores", 1, 4096)))
-    sms: int = attrs.field(default=80, validator=keys.whole("SMs", 1, 4096))
-    cold_start_s: float = attrs.field(default=0.0, validator=keys.number("seconds", 0, 3600))
+    sms: int | None = attrs.field(default=None, validator=keys.optional(keys.whole("SMs", 1, 4096)))
+    cold_start_s: float | None = attrs.field(default=None, validator=keys.optional(keys.number("seconds", 0, 3600)))
     profile: Path | Mapping[str, object] | None = attrs.field(
         default=None, validator=keys.optional(Reader(_read_profile, is_text=True)), hash=False
     )
+    gpu: str | None = attrs.field(
+        default=None, validator=keys.optional(keys.text('give the number of a GPU, such as "0", or its UUID'))
+    )
+    partitions: str | None = attrs.field(default=None, validator=keys.optional(keys.choice(*PARTITIONS)))
+    lanes: tuple[float, ...] | None = attrs.field(default=None, validator=keys.optional(Reader(_read_lanes)))
+    options: Mapping[str, object] | None = attrs.field(
+        default=None, validator=keys.optional(Reader(_read_options)), hash=False
+    )
 
     def __attrs_post_init__(self) -> None:
-        """A key of the other kind of device would be ignored, so it is refused."""
-        foreign = ("cores",) if self.kind == "sim" else ("sms", "cold_start_s", "profile")
-        for field in attrs.fields(DeviceSettings):
-            if field.name in foreign and getattr(self, field.name) != field.default:
-                cure = f"a {self.kind} device has no {field.name}; take it out, or change kind"
-                raise Place(path=(field.name,)).refuse(getattr(self, field.name), cure)
-        if self.id in ("auto", *DEVICE_KINDS):
+        """A key of another kind of device would be ignored, so it is refused."""
+        own = _OWN_KEYS.get(self.kind, () if self.kind == AUTO else ("options",))
+        for name in sorted({key for known in _OWN_KEYS.values() for key in known} | {"options"}):
+            if name not in own and getattr(self, name) is not None:
+                cure = f"a {self.kind} device has no {name}; take it out, or change kind"
+                raise Place(path=(name,)).refuse(getattr(self, name), cure)
+        if self.kind == AUTO and (self.count != 1 or self.memory is not None):
+            raise Place(path=("kind",)).refuse(self.kind, "count and memory need a kind; give one, such as cuda")
+        if self.id in (AUTO, *DEVICE_KINDS, self.kind):
             raise Place(path=("id",)).refuse(self.id, f'this word means any device of a kind; say "{self.id}0"')
+
+    @property
+    def given(self) -> Mapping[str, object]:
+        """The options of this kind of device that were set."""
+        own = _OWN_KEYS.get(self.kind)
+        if own is None:
+            return dict(self.options or {})
+        return {name: value for name in own if (value := getattr(self, name)) is not None}
 
     @property
     def memory_bytes(self) -> int | None:

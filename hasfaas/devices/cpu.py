@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import attrs
 
 from hasfaas.core.errors import BackendError, InvalidRequestError
-from hasfaas.devices.base import DeviceInfo, DeviceSlice, Stream
+from hasfaas.devices.base import DeviceInfo, DeviceRequest, DeviceSlice, Stream, Unkept
 
 # glibc's mallopt: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD and the values kept for a replica's life.
 _MALLOC_OPTIONS = ((-3, 32 * 2**20), (-1, 256 * 2**20), (-2, 16 * 2**20))
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
-class SynchronousStream:
+class SynchronousStream(Stream):
     """Work is done when its call returns, so there is never an event to wait for."""
 
     def record(self) -> object | None:
@@ -38,11 +42,35 @@ class SynchronousStream:
     def drain(self) -> None:
         """Returns at once."""
 
-    def serve(self, function: str, batch: int, gate: Callable[[], None]) -> None:
-        """Nothing to emulate: the user's code was the work."""
+    def __init__(self, core_percent: float | None = None) -> None:
+        self._core_percent = core_percent
+
+    @property
+    def granted_percent(self) -> float | None:
+        """The cores that the kernel lets this process run on."""
+        return self._core_percent and self._core_percent * len(os.sched_getaffinity(0))
 
 
-def inventory(device_id: str = "cpu", *, cores: int | None = None) -> DeviceInfo:
+keeper = Unkept
+
+
+def inventory(request: DeviceRequest) -> Sequence[DeviceInfo]:
+    """This machine's CPU, of which there is one: the option `cores` takes the first so many.
+
+    Raises InvalidRequestError for more cores than this process may use, and for a second device of the same cores.
+    """
+    request.only("cpu", "cores")
+    if request.count != 1:
+        raise InvalidRequestError(
+            f"devices: count={request.count}: two cpu devices would own the same cores; keep one and use lanes",
+            reason="BAD_OPTION",
+        )
+    cores: Any = request.options.get("cores")
+    found = device("", cores=cores)
+    return (attrs.evolve(found, memory_bytes=request.memory_bytes or found.memory_bytes),)
+
+
+def device(device_id: str = "cpu", *, cores: int | None = None) -> DeviceInfo:
     """This machine's CPU: the cores that this process may use, the first `cores` of them if given.
 
     A function that nobody has sized gets all cores but one, which the gateway and host work need; on a single
@@ -64,6 +92,14 @@ def inventory(device_id: str = "cpu", *, cores: int | None = None) -> DeviceInfo
     )
 
 
+def wall(memory_bytes: int) -> None:
+    """RLIMIT_DATA = what this process has mapped so far (the interpreter, torch) + what the function was granted."""
+    with Path("/proc/self/status").open() as status:
+        baseline_kib = next(int(line.split()[1]) for line in status if line.startswith("VmData:"))
+    limit = baseline_kib * 1024 + memory_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
 def enter(part: DeviceSlice) -> Stream:
     """Confines this process to the cores of `part`, with one compute thread each.
 
@@ -82,7 +118,7 @@ def enter(part: DeviceSlice) -> Stream:
         os.environ[name] = str(threads)
     _keep_freed_memory()
     _limit_torch(threads)
-    return SynchronousStream()
+    return SynchronousStream(part.sm_percent / threads)
 
 
 def _keep_freed_memory() -> None:

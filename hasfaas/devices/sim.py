@@ -20,7 +20,7 @@ import math
 import mmap
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import monotonic_ns, sleep
 from typing import Any
@@ -28,10 +28,12 @@ from typing import Any
 import attrs
 
 from hasfaas.core.errors import InvalidRequestError
-from hasfaas.devices.base import DeviceInfo, DeviceSlice, Stream
+from hasfaas.devices import cpu
+from hasfaas.devices.base import DeviceInfo, DeviceRequest, DeviceSlice, Stream, Unkept, cut
 
 MAX_KERNEL_NS = 1_000_000
 MAX_LANES = 64
+MEMORY_BYTES = 16 << 30
 DEFAULT = "default"
 _FREE_AT, _BUSY, _KERNELS, _LANE_WORDS = 0, 1, 2, 4
 _FILE_BYTES = MAX_LANES * _LANE_WORDS * 8
@@ -155,17 +157,69 @@ def _blend(low: float, high: float, weight: float) -> float:
     return low if weight == 0.0 else math.exp((1.0 - weight) * math.log(low) + weight * math.log(high))
 
 
-def inventory(
+def inventory(request: DeviceRequest) -> Sequence[DeviceInfo]:
+    """Devices of one kind of emulated GPU. Options: `sms`, `cold_start_s`, `profile` (a latency table, a table of them by
+    function name, or a JSON file of either), `lanes` (SM percents of lanes cut in advance)."""
+    request.only("sim", "sms", "cold_start_s", "profile", "lanes")
+    given: Any = request.options
+    return tuple(
+        device(
+            "",
+            sms=given.get("sms", 80),
+            memory_bytes=request.memory_bytes or MEMORY_BYTES,
+            cold_start_s=given.get("cold_start_s", 0.0),
+            profiles=_profiles(given.get("profile")),
+            lanes=given.get("lanes"),
+        )
+        for _ in range(request.count)
+    )
+
+
+keeper = Unkept
+# The memory of this process is the device's.
+wall = cpu.wall
+
+
+def _profiles(given: Any) -> dict[str, SimProfile]:
+    """A profile is one latency table, or a table of them by function name."""
+    if given is None:
+        return {}
+    if isinstance(given, str | Path):
+        given = _read(Path(given))
+    if "latency_ms" in given or "batches" in given:
+        return {DEFAULT: SimProfile.from_dict(given)}
+    for name, table in given.items():
+        if not isinstance(table, Mapping):
+            raise InvalidRequestError(f"devices: profile: {name}={table!r:.60} is not a table", reason="BAD_PROFILE")
+    return {str(name): SimProfile.from_dict(table) for name, table in given.items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        given = json.loads(path.read_text())
+    except (OSError, ValueError) as exc:
+        raise InvalidRequestError(
+            f"devices: profile {str(path)!r} cannot be read: {exc}; give a JSON file of latencies", reason="BAD_PROFILE"
+        ) from exc
+    if not isinstance(given, dict):
+        raise InvalidRequestError(
+            f"devices: profile {str(path)!r} holds a {type(given).__name__}, not a table", reason="BAD_PROFILE"
+        )
+    return given
+
+
+def device(
     device_id: str = "sim",
     *,
     sms: int = 80,
-    memory_bytes: int = 16 << 30,
+    memory_bytes: int = MEMORY_BYTES,
     cold_start_s: float = 0.0,
     profiles: Mapping[str, SimProfile] | None = None,
+    lanes: Sequence[float] | None = None,
     lanes_file: str | Path | None = None,
 ) -> DeviceInfo:
     """A device of `sms` SMs. `profiles` maps a function's name to its latency, "default" to that of all
-    others.
+    others. With `lanes`, SM percents, these lanes are all there are.
 
     `lanes_file` is what its processes share, one file per device (`remove` deletes it); by default a new name
     in /dev/shm. It appears with the first replica.
@@ -179,15 +233,17 @@ def inventory(
         units=tuple(range(sms)),
         memory_bytes=memory_bytes,
         cold_start_s=cold_start_s,
+        fixed_lanes=None if lanes is None else cut(sms, lanes),
         options={
-            "lanes_file": str(lanes_file or _fresh_name(device_id)),
+            "lanes_file": str(lanes_file or _fresh_name()),
             "profiles": {name: profile.to_dict() for name, profile in known.items()},
         },
     )
 
 
-def _fresh_name(device_id: str) -> Path:
-    return Path("/dev/shm") / f"hasfaas-{device_id}-{os.getpid()}-{secrets.token_hex(4)}.lanes"  # noqa: S108
+def _fresh_name() -> Path:
+    # Named so that the node agent's sweep of shared memory finds what a dead process left.
+    return Path("/dev/shm") / f"hasfaas-{os.getuid()}-{os.getpid()}-sim-{secrets.token_hex(4)}.lanes"  # noqa: S108
 
 
 def remove(info: DeviceInfo) -> None:
@@ -204,11 +260,11 @@ def enter(part: DeviceSlice) -> Stream:
     path, profiles = part.options.get("lanes_file"), part.options.get("profiles")
     if not isinstance(path, str) or not isinstance(profiles, Mapping) or DEFAULT not in profiles:
         raise InvalidRequestError(
-            "options of a sim device need lanes_file and profiles with a default: use sim.inventory",
+            "options of a sim device need lanes_file and profiles with a default: use sim.device",
             reason="BAD_DEVICE",
         )
     known = {str(name): SimProfile.from_dict(data) for name, data in profiles.items()}
-    return SimStream(_LaneFile(Path(path), part.lane), known, part.sm_percent)
+    return SimStream(_LaneFile(Path(path), part.lane), known, part)
 
 
 @attrs.frozen
@@ -268,13 +324,13 @@ class _LaneFile:
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
 
-class SimStream:
+class SimStream(Stream):
     """The stream of one replica. An event is the instant at which the last kernel launched before it ends."""
 
-    def __init__(self, lane: _LaneFile, profiles: Mapping[str, SimProfile], sm_percent: float) -> None:
+    def __init__(self, lane: _LaneFile, profiles: Mapping[str, SimProfile], part: DeviceSlice) -> None:
         self._lane = lane
         self._profiles = profiles
-        self._sm_percent = sm_percent
+        self._sm_percent = part.sm_percent
         self._end_ns = 0
         self.kernels = 0
         self.busy_ns = 0
@@ -305,6 +361,11 @@ class SimStream:
     def drain(self) -> None:
         """Waits for the last kernel."""
         self.wait(self._end_ns)
+
+    @property
+    def granted_percent(self) -> float | None:
+        """As the lane has it: what is not there cannot be cut wrong."""
+        return self._sm_percent
 
     def serve(self, function: str, batch: int, gate: Callable[[], None]) -> None:
         """Launches what the profile says for this batch, in kernels of at most 1 ms with a gate between two.

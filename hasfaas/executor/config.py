@@ -10,6 +10,9 @@ import attrs
 
 from hasfaas.devices.base import DeviceSlice
 
+# How a replica process ends, besides 0: our own bug, a function that could not start, a device that failed.
+EXIT_BROKEN, EXIT_START_FAILED, EXIT_DEVICE_FAILED = 1, 3, 4
+
 
 @attrs.frozen
 class ReplicaConfig:
@@ -27,11 +30,15 @@ class ReplicaConfig:
     part: DeviceSlice
     token_path: str
     slot: int
-    memory_bytes: int
     batch_max: int | None
     cold_start_s: float
     settings_json: str
     idempotent: bool = False
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the function was granted of its device's memory."""
+        return self.part.memory_bytes
 
     def to_dict(self) -> dict[str, object]:
         """As JSON can hold it."""

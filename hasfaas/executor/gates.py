@@ -3,7 +3,7 @@
 While a module is watched, it and each of its submodules are timed and gated. After three calls only the
 chosen ones keep a gate, and nothing else is left. Law: outputs stay bit-equal, `uninstall` leaves no trace.
 
-Times are the host's, which is right for devices that run synchronously.
+Times are the stream's: the host's clock where work is done when its call returns, events where it is not.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from hasfaas.devices.base import HostTimer, Timer
 from hasfaas.executor.doors import Door, is_opaque, members
 from hasfaas.executor.gate_plan import Node, Plan, plan
 from hasfaas.executor.modules import find_modules
@@ -57,10 +58,12 @@ class Calibration:
         gate: Callable[[], None],
         *,
         target_ms: float = 1.0,
+        timer: Timer | None = None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._user_gate = gate
         self._target_ns = round(target_ms * NS_PER_MS)
+        self._timer = timer or HostTimer(clock_ns)
         self._clock_ns = clock_ns
         self._roots: list[str] = []
         self._doors: dict[int, Door] = {}
@@ -124,21 +127,24 @@ class Calibration:
         record = self._stack[-1].child(door) if self._stack else _Record(door)
         door.active = True
         self._stack.append(record)
-        start_ns = self._clock_ns() - self._waited_ns
+        waited_ns, start = self._waited_ns, self._timer.mark()
         try:
             result = door.forward(*args, **kwargs)
-            record.time_ns += self._clock_ns() - self._waited_ns - start_ns
+            record.spans.append((start, self._timer.mark(), self._waited_ns - waited_ns))
             record.calls += 1
         finally:
             self._stack.pop()
             door.active = False
         if top is not None and top.plan is None:
+            for inner in record.walk():
+                inner.read(self._timer)
             top.calls.append(record)
             if len(top.calls) == PROFILED_CALLS and top in self._tops.values():
                 self._settle(top)
         return result
 
     def _gate(self) -> None:
+        """The host waits in a gate, for a device that is drained: the stream's clock stands still as long."""
         start_ns = self._clock_ns()
         try:
             self._user_gate()
@@ -219,12 +225,19 @@ class _Record:
     time_ns: int = 0
     calls: int = 0
     children: dict[int, _Record] = attrs.field(factory=dict)
+    # (start, end, what its gates waited in between) of each call, until the marks are read.
+    spans: list[tuple[object, object, int]] = attrs.field(factory=list)
 
     def child(self, door: Door) -> _Record:
         found = self.children.get(id(door))
         if found is None:
             found = self.children[id(door)] = _Record(door)
         return found
+
+    def read(self, timer: Timer) -> None:
+        """Turns the marks into time; on an asynchronous device they are reached only now."""
+        self.time_ns += sum(max(0, timer.elapsed_ns(start, end) - waited) for start, end, waited in self.spans)
+        self.spans.clear()
 
     def walk(self) -> Iterator[_Record]:
         yield self

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from hasfaas.core.errors import InvalidRequestError
 from hasfaas.executor import forking, runner
-from hasfaas.executor.config import ReplicaConfig
+from hasfaas.executor.config import EXIT_START_FAILED, ReplicaConfig
 
 
 def main(config: ReplicaConfig, control: socket.socket, life_fd: int) -> NoReturn:
@@ -26,7 +26,7 @@ def main(config: ReplicaConfig, control: socket.socket, life_fd: int) -> NoRetur
         refuse_unshareable(config.function, ours={control.fileno()})
     except BaseException as exc:
         forking.send(control, {"op": "failed", "status": runner.status_of(exc, config).hex()})
-        os._exit(runner.EXIT_START_FAILED)
+        os._exit(EXIT_START_FAILED)
     gc.freeze()
 
     def become(child: ReplicaConfig, channel: socket.socket, life: int) -> NoReturn:

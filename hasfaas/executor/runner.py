@@ -7,11 +7,9 @@ while work waits, unless host hooks or large payloads would idle the lane.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import random
-import resource
 import signal
 import socket
 import sys
@@ -39,7 +37,7 @@ from hasfaas.core.signing import load_or_create_key
 from hasfaas.core.spec import Kind
 from hasfaas.devices import base
 from hasfaas.executor import gates, loader, measuring, stacking
-from hasfaas.executor.config import ReplicaConfig
+from hasfaas.executor.config import EXIT_BROKEN, EXIT_DEVICE_FAILED, EXIT_START_FAILED, ReplicaConfig
 from hasfaas.executor.inbox import Closed, Execution, Inbox
 from hasfaas.executor.stacking import Arguments
 from hasfaas.executor.target import Target
@@ -60,8 +58,10 @@ READERS_WAIT_S = 4.0
 # What executions held the lane is told to the gateway so often, a bounded number at a time.
 OBSERVED_EVERY_S = 1.0
 MOST_OBSERVED = 8
-EXIT_BROKEN = 1
-EXIT_START_FAILED = 3
+
+
+class DeviceFailed(BaseException):
+    """The device can be used by this process no more."""
 
 
 @attrs.frozen
@@ -74,12 +74,12 @@ class Prepared:
 
 def main(config: ReplicaConfig, sock: socket.socket, life_fd: int, prepared: Prepared | None = None) -> NoReturn:
     """Runs a replica to its end and exits the process: 0 when told to end, 3 when the function could not
-    start, 1 when this code failed (its traceback is in the log). `prepared` comes with a fork of a parent that has
-    loaded the function already."""
+    start, 4 when its device failed, 1 when this code failed (tracebacks are in the log).
+    `prepared` comes with a fork of a parent that has loaded the function already."""
     _end_with_agent(life_fd)
     pool = SegmentPool()
     inbox = Inbox(sock, pool.give_back)
-    code = 0
+    code, replica = 0, None
     try:
         replica = _start(config, inbox, pool, prepared)
         if replica is None:
@@ -92,8 +92,12 @@ def main(config: ReplicaConfig, sock: socket.socket, life_fd: int, prepared: Pre
         pool.close()
         _flush()
         os.killpg(0, signal.SIGKILL)
-    except BaseException:
-        code = EXIT_BROKEN
+    except BaseException as exc:
+        # Nothing is answered: whether these calls may run again elsewhere is for the gateway to say.
+        failed = isinstance(exc, DeviceFailed) or (
+            replica is not None and replica.stream.failure(exc) is base.Failure.FATAL
+        )
+        code = EXIT_DEVICE_FAILED if failed else EXIT_BROKEN
         traceback.print_exc()
     finally:
         pool.close()
@@ -127,23 +131,30 @@ def _watch_agent(life_fd: int) -> None:
 
 def _start(config: ReplicaConfig, inbox: Inbox, pool: SegmentPool, prepared: Prepared | None) -> Replica | None:
     began_s = time.monotonic()
+    stream: base.Stream | None = None
     try:
         stream = base.enter(config.part)
+        entered_s = time.monotonic()
         _reseed()
         table = TokenTable.open(Path(config.token_path))
         table.attach(config.slot)
         lease = SlotLease(table, config.slot, stream)
         leases.install(UsersLease(lease, threading.get_ident()))
-        replica = _build(config, inbox, lease, stream, prepared or prepare(config), pool)
-        left_s = config.cold_start_s - (time.monotonic() - began_s)
+        stream.gated(lease.gate)
+        prepared = prepared or prepare(config)
+        loaded_s = time.monotonic()
+        replica = _build(config, inbox, lease, stream, prepared, pool)
+        ready_s = time.monotonic()
+        left_s = config.cold_start_s - (ready_s - began_s)
         if left_s > 0.0:
             time.sleep(left_s)
-        inbox.send(frames.pack(FrameKind.READY))
+        parts_ms = (1e3 * (entered_s - began_s), 1e3 * (loaded_s - entered_s), 1e3 * (ready_s - loaded_s))
+        inbox.send(frames.pack(FrameKind.READY, head=(stream.granted_percent, *parts_ms)))
         return replica
     except Closed:
         raise
     except BaseException as exc:
-        inbox.send(frames.pack(FrameKind.FAILED, body=[status_of(exc, config)]))
+        inbox.send(frames.pack(FrameKind.FAILED, body=[status_of(exc, config, stream)]))
         return None
 
 
@@ -155,7 +166,7 @@ def prepare(config: ReplicaConfig) -> Prepared:
     hand_over(config.settings_json)
     blob = Path(config.bundle_path).read_bytes()
     key = load_or_create_key(Path(config.key_path))
-    _set_memory_wall(config.memory_bytes)
+    base.module_of(config.part.kind).wall(config.memory_bytes)
     loaded = loader.load(blob, bytes.fromhex(config.signature_hex), key, Path(config.work_dir))
     with _users_code:
         return Prepared(Target.build(Kind(loaded.kind), loaded.target), loaded.target)
@@ -170,7 +181,7 @@ def _build(
     pool: SegmentPool,
 ) -> Replica:
     target = prepared.target
-    calibration = gates.Calibration(lease.gate)
+    calibration = gates.Calibration(lease.gate, timer=stream.timer)
     modules = gates.find_modules(target.owner, prepared.raw)
     calibration.watch(modules)
     example: Callable[[int], Any] | None = getattr(prepared.raw, "__hasfaas_example__", None)
@@ -362,7 +373,7 @@ class Replica:
         except Closed:
             raise
         except Exception as exc:
-            pieces = frames.pack(FrameKind.ERROR, call_id, body=[status_of(exc, self.config)])
+            pieces = frames.pack(FrameKind.ERROR, call_id, body=[status_of(exc, self.config, self.stream)])
         self.inbox.forget(call_id)
         self.inbox.send(pieces)
 
@@ -425,11 +436,13 @@ class Replica:
         self._recalibrate(len(calls) if batched else 1)
         self.calibration.begin()
         try:
-            outcomes = self.target.run_batch(calls) if batched else [self.target.run(calls[0])]
+            fetch = self.stream.fetch
+            outcomes = self.target.run_batch(calls, fetch) if batched else [fetch(self.target.run(calls[0]))]
             self.stream.serve(self.config.function, len(calls), self.lease.gate)
             self.charged_ns = self.lease.held_ns
             self.hold_ns = self.charged_ns - held_ns
         except BaseException as exc:
+            self._end_if_fatal(exc)
             self.charged_ns = self.lease.held_ns
             if len(calls) > 1:
                 alone = [self._run_group([call], batched=True)[0] for call in calls]
@@ -439,6 +452,11 @@ class Replica:
         if self.target.has_host_work:
             self.lease.release()
         return outcomes
+
+    def _end_if_fatal(self, exc: BaseException) -> None:
+        cause = _cause(exc)
+        if self.stream.failure(cause) is base.Failure.FATAL:
+            raise DeviceFailed(f"{self.config.function}: {type(cause).__name__}: {describe(cause)}") from exc
 
     def _recalibrate(self, batch: int) -> None:
         """Gates placed for a small batch lie too far apart in a large one: at each doubling they are placed
@@ -458,7 +476,7 @@ class Replica:
                 value = self.target.encoded(outcome)
             pieces = frames.pack_payload(FrameKind.RESULT, call_id, self._encoded(call_id, value, "result"))
         except Exception as exc:
-            pieces = frames.pack(FrameKind.ERROR, call_id, body=[status_of(exc, self.config)])
+            pieces = frames.pack(FrameKind.ERROR, call_id, body=[status_of(exc, self.config, self.stream)])
         self.inbox.forget(call_id)
         self.inbox.send(pieces)
 
@@ -481,7 +499,8 @@ class Replica:
         except Closed:
             raise
         except Exception as exc:
-            pieces = frames.pack(FrameKind.ERROR, call_id, body=[status_of(exc, self.config)])
+            self._end_if_fatal(exc)
+            pieces = frames.pack(FrameKind.ERROR, call_id, body=[status_of(exc, self.config, self.stream)])
         self.inbox.forget(call_id)
         self.inbox.send(pieces)
 
@@ -498,6 +517,7 @@ class Replica:
                     value = next(items, _OVER)
                 if value is _OVER:
                     return
+                value = self.stream.fetch(value)
                 self.stream.serve(self.config.function, 1, self.lease.gate)
                 if self.target.has_host_work:
                     self.lease.release()
@@ -534,10 +554,11 @@ def is_own(exc: BaseException) -> bool:
     return frame is not None and is_ours(frame.tb_frame.f_code.co_filename)
 
 
-def status_of(exc: BaseException, config: ReplicaConfig) -> bytes:
-    """The status of whatever was raised. Running into the memory wall is told as such."""
-    cause = exc.cause if isinstance(exc, _UserFailure) else exc
-    if _is_memory_error(cause):
+def status_of(exc: BaseException, config: ReplicaConfig, stream: base.Stream | None = None) -> bytes:
+    """The status of whatever was raised. Running into the memory wall, the host's or the stream's, is told as such."""
+    cause = _cause(exc)
+    refused = stream.failure(cause) is base.Failure.MEMORY if stream else base.is_host_memory_error(cause)
+    if refused:
         limit = format_memory(config.memory_bytes)
         wall = MemoryLimitError(
             f"{config.function}: a replica reached its memory of {limit} ({type(cause).__name__}: {describe(cause)}); "
@@ -552,22 +573,8 @@ def status_of(exc: BaseException, config: ReplicaConfig) -> bytes:
     return bytes(to_status(wrapped).SerializeToString())
 
 
-def _is_memory_error(exc: BaseException) -> bool:
-    if isinstance(exc, RuntimeError):
-        # torch reports a refused allocation on the CPU as a RuntimeError with one of these texts.
-        texts = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
-        return any(text in describe(exc) for text in texts)
-    return isinstance(exc, MemoryError) or (isinstance(exc, OSError) and exc.errno == errno.ENOMEM)
-
-
-def _set_memory_wall(limit_bytes: int) -> None:
-    """RLIMIT_DATA = what this process has mapped so far (the interpreter, torch) + what the function was
-    granted.
-    """
-    with Path("/proc/self/status").open() as status:
-        baseline_kib = next(int(line.split()[1]) for line in status if line.startswith("VmData:"))
-    wall = baseline_kib * 1024 + limit_bytes
-    resource.setrlimit(resource.RLIMIT_DATA, (wall, wall))
+def _cause(exc: BaseException) -> BaseException:
+    return exc.cause if isinstance(exc, _UserFailure) else exc
 
 
 def _reseed() -> None:

@@ -61,9 +61,9 @@ class Target:
         result = self.call(*given.args, **given.kwargs)
         return loop().run_until_complete(result) if inspect.iscoroutine(result) else result
 
-    def run_batch(self, calls: list[Arguments]) -> list[Any]:
-        """The device part for calls of one signature, stacked and split."""
-        return stacking.split(self.run(stacking.stack(calls)), len(calls))
+    def run_batch(self, calls: list[Arguments], fetch: Callable[[Any], Any] = lambda value: value) -> list[Any]:
+        """The device part for calls of one signature, stacked, fetched from the device at once, and split."""
+        return stacking.split(fetch(self.run(stacking.stack(calls))), len(calls))
 
     def items(self, given: Arguments) -> Iterator[Any]:
         """The items of a generator, synchronous or not."""

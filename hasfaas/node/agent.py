@@ -9,25 +9,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
 import attrs
 
 from hasfaas.core.allocation import MAX_LANES, PPM_PER_PERCENT, Usage
 from hasfaas.core.errors import NotFoundError, PlacementError
-from hasfaas.devices.base import DeviceInfo, DeviceSlice
-from hasfaas.executor.config import ReplicaConfig
+from hasfaas.devices.base import Condition, DeviceInfo, DeviceSlice, Health, module_of
+from hasfaas.executor.config import EXIT_START_FAILED, ReplicaConfig
 from hasfaas.executor.tokens import TokenTable
 from hasfaas.node import lanes as seating
+from hasfaas.node.kept import Kept
 from hasfaas.node.lanes import Lane, Seat, Want
 from hasfaas.node.shm_files import shm_path, sweep_shm
 from hasfaas.node.zygotes import Environment, Zygote
 
+log = logging.getLogger("hasfaas.node")
 # 48 client contexts is what one MPS server takes (Volta and later), so more seats would promise what a GPU cannot.
 SLOTS = 48
 # A result of a replica that died may be on its way to whoever asked for it.
@@ -91,6 +94,8 @@ class NodeAgent:
         exited: Callable[[Replica], None],
     ) -> None:
         self.devices = {device.device_id: device for device in devices}
+        self._keepers = {device.device_id: Kept(module_of(device.kind).keeper(device)) for device in devices}
+        self.conditions = {device.device_id: Condition() for device in devices}
         self._log_dir = log_dir
         self._work_dir = work_dir
         self._key_path = key_path
@@ -105,16 +110,21 @@ class NodeAgent:
         self._zygotes: dict[Environment, asyncio.Task[Zygote]] = {}
         self._nurseries: dict[tuple[str, str], asyncio.Task[Zygote]] = {}
         self._ids = itertools.count(1)
+        self._tasks: set[asyncio.Task[object]] = set()
         self.replicas: dict[str, Replica] = {}
         # Replicas hold the reading end. Nobody writes: the end of file tells them that this agent has died.
         self._life_read, self._life_write = os.pipe2(os.O_CLOEXEC)
 
-    def start(self) -> None:
-        """Makes the folders and the token tables, and removes what dead agents left in shared memory."""
+    async def start(self) -> None:
+        """Makes the folders, the devices and the token tables ready, and removes what dead agents left in shared memory.
+
+        Raises what kept a device from starting.
+        """
         for folder in (self._log_dir, self._work_dir):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         sweep_shm()
-        for device_id in self.devices:
+        for device_id, kept in self._keepers.items():
+            self.devices[device_id] = await kept.start()
             self._tables[device_id] = TokenTable.create(
                 _table_path(device_id),
                 lanes=MAX_LANES,
@@ -137,11 +147,14 @@ class NodeAgent:
         for table in self._tables.values():
             table.unlink()
             table.close()
+        for pending in list(self._tasks):
+            pending.cancel()
+        await asyncio.gather(*(kept.stop() for kept in self._keepers.values()))
         sweep_shm(own=True)
         os.close(self._life_write)
         os.close(self._life_read)
 
-    async def check(self, python: str, packages: Sequence[str], bundle: Path) -> tuple[str, ...]:
+    async def check_bundle(self, python: str, packages: Sequence[str], bundle: Path) -> tuple[str, ...]:
         """What keeps the function's interpreter from loading its bundle, found without loading it."""
         zygote = await self._zygote(Environment.of(python, packages))
         return await zygote.check(bundle)
@@ -152,7 +165,7 @@ class NodeAgent:
         Raises PlacementError when nothing has room, BackendError or IncompatibleError when its zygote cannot run.
         """
         replica_id = f"{request.function}-{next(self._ids)}"
-        placed = seating.place(replica_id, request.want, tuple(self.devices.values()), self.lanes())
+        placed = self._place(replica_id, request.want)
         device = self.devices[placed.device_id]
         key = (placed.device_id, placed.lane)
         lane = self._lanes.get(key) or Lane(placed.device_id, placed.lane, placed.units)
@@ -170,6 +183,15 @@ class NodeAgent:
         log = self._log_dir / f"{replica_id}-{os.getpid()}.log"
         replica = Replica(replica_id, request, placed.device_id, placed.lane, placed.sm_percent, slot, log, ours)
         self.replicas[replica_id] = replica
+        kept = self._keepers[placed.device_id]
+        try:
+            await kept.open_lane(placed.lane, placed.units)
+            environment = await kept.environment(placed.lane, request.want.memory_bytes)
+        except BaseException:
+            ours.close()
+            theirs.close()
+            self._vacate(replica)
+            raise
         config = ReplicaConfig(
             replica_id=replica_id,
             function=request.function,
@@ -179,11 +201,17 @@ class NodeAgent:
             key_path=str(self._key_path),
             work_dir=str(self._work_dir),
             part=DeviceSlice(
-                device.device_id, device.kind, placed.lane, placed.units, placed.sm_percent, device.options
+                device_id=device.device_id,
+                kind=device.kind,
+                lane=placed.lane,
+                units=placed.units,
+                sm_percent=placed.sm_percent,
+                memory_bytes=request.want.memory_bytes,
+                options=device.options,
+                environment=environment,
             ),
             token_path=str(_table_path(placed.device_id)),
             slot=slot,
-            memory_bytes=request.want.memory_bytes,
             batch_max=request.batch_max,
             cold_start_s=device.cold_start_s,
             settings_json=self._settings_json,
@@ -258,13 +286,39 @@ class NodeAgent:
             )
 
     def kill(self, replica_id: str) -> None:
-        """SIGKILL, now. Harmless when it has gone."""
+        """SIGKILL, once its work on the device has been ended; now, where the device needs none of that. Harmless when it has
+        gone."""
         replica = self.replicas.get(replica_id)
-        if replica is not None and replica.pidfd >= 0:
-            try:
-                signal.pidfd_send_signal(replica.pidfd, signal.SIGKILL)
-            except ProcessLookupError:
-                return
+        if replica is None or replica.pidfd < 0:
+            return
+        kept = self._keepers[replica.device_id]
+        if kept.acts:
+            self._spawn(self._end(kept, replica))
+        else:
+            _kill(replica)
+
+    async def _end(self, kept: Kept, replica: Replica) -> None:
+        try:
+            await kept.before_kill(replica.pid)
+        finally:
+            _kill(replica)
+
+    async def check(self) -> None:
+        """Looks at the devices, about once a second: replicas that a fault has reached are killed, and until a device is
+        ready again nobody is placed there."""
+        await asyncio.gather(*(self._check(device_id) for device_id in self.devices))
+
+    async def _check(self, device_id: str) -> None:
+        kept = self._keepers[device_id]
+        if not kept.acts:
+            return
+        before, found = self.conditions[device_id], await kept.check()
+        self.conditions[device_id] = found
+        if (before.health, before.why) != (found.health, found.why):
+            log.warning("%s is %s: %s. %s", device_id, found.health.value, found.why or "as before", found.cure)
+        for replica in list(self.replicas.values()):
+            if replica.device_id == device_id and (found.lanes is None or replica.lane in found.lanes):
+                self.kill(replica.replica_id)
 
     def usage(self, replica_id: str) -> Usage:
         """What a replica was granted and took so far."""
@@ -294,6 +348,23 @@ class NodeAgent:
                 os.truncate(path, 0)
 
     # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _place(self, replica_id: str, want: Want) -> seating.Placement:
+        ready = [d for name, d in self.devices.items() if self.conditions[name].health is Health.READY]
+        try:
+            return seating.place(replica_id, want, ready, self.lanes())
+        except PlacementError as exc:
+            out = [
+                f"{n} is {c.health.value} ({c.why})" for n, c in self.conditions.items() if c.health is not Health.READY
+            ]
+            if not out:
+                raise
+            raise PlacementError(f"{exc}; {'; '.join(out)}", reason=exc.reason) from exc
+
+    def _spawn(self, work: Coroutine[object, object, object]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _replica(self, replica_id: str) -> Replica:
         if replica_id not in self.replicas:
@@ -369,6 +440,8 @@ class NodeAgent:
         self._vacate(replica)
         replica.ended.set()
         self._on_exited(replica)
+        if code not in (0, EXIT_START_FAILED):
+            self._spawn(self._check(replica.device_id))
 
     def _end_group(self, replica: Replica) -> None:
         """Processes that the user's code started would go on in a lane that is no longer theirs."""
@@ -388,6 +461,13 @@ class NodeAgent:
             self._apply(replica.device_id, seating.changed(lane.seats, seats))
         else:
             del self._lanes[key]
+            self._spawn(self._keepers[replica.device_id].close_lane(replica.lane))
+
+
+def _kill(replica: Replica) -> None:
+    if replica.pidfd >= 0:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(replica.pidfd, signal.SIGKILL)
 
 
 def _usable(task: asyncio.Task[Zygote] | None) -> asyncio.Task[Zygote] | None:

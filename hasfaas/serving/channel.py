@@ -12,14 +12,14 @@ from google.rpc import status_pb2
 
 from hasfaas.core.errors import InvalidRequestError
 from hasfaas.wire import frames
-from hasfaas.wire.frames import Frame, FrameKind, Measure, Measured, RawPayload
+from hasfaas.wire.frames import Frame, FrameKind, Measure, Measured, RawPayload, Started
 from hasfaas.wire.line import FrameLine
 
 
 class ChannelEvents(Protocol):
     """What a channel tells its owner."""
 
-    def ready(self) -> None: ...
+    def ready(self, started: Started) -> None: ...
 
     def failed(self, status: bytes) -> None: ...
 
@@ -95,7 +95,7 @@ class ReplicaChannel(FrameLine):
             case FrameKind.MEASURED:
                 events.measured(frame.call_id, frames.unpack_measured(frame))
             case FrameKind.READY:
-                events.ready()
+                events.ready(frames.unpack_started(frame))
             case FrameKind.FAILED:
                 events.failed(_status(frame))
             case _:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -10,7 +10,7 @@ import attrs
 
 from hasfaas.core.allocation import Usage
 from hasfaas.core.spec import FunctionSpec, Kind
-from hasfaas.wire.frames import RawPayload
+from hasfaas.wire.frames import RawPayload, Started
 
 
 @attrs.frozen
@@ -60,6 +60,7 @@ class ReplicaView:
     usage: Usage
     error: str = ""
     lends: bool = False
+    started: Started | None = None
 
 
 @attrs.frozen
@@ -83,6 +84,11 @@ class DeviceView:
     memory_used_bytes: int
     lanes: tuple[LaneView, ...]
     occupancy: float
+    health: str = "ready"
+    why: str = ""
+    cure: str = ""
+    fixed_lanes: bool = False
+    facts: Mapping[str, object] = attrs.field(factory=dict, hash=False)
 
 
 class Sink(Protocol):

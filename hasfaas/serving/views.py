@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import attrs
 
@@ -20,6 +21,7 @@ from hasfaas.serving.ports import (
 )
 from hasfaas.serving.router import Router
 from hasfaas.wire.convert import spec_to_proto, usage_to_proto
+from hasfaas.wire.frames import Started
 from hasfaas.wire.v1 import functions_pb2 as pb
 
 UNPROFILED = ProfileState().state
@@ -61,7 +63,18 @@ def _replica_to_proto(view: ReplicaView, router: Router) -> pb.ReplicaStatus:
         version=view.version,
         error=view.error,
         lends=view.lends,
+        **_started(view.started),
     )
+
+
+def _started(started: Started | None) -> dict[str, Any]:
+    """Nothing before a replica is ready."""
+    if started is None:
+        return {}
+    cold = pb.ReplicaStatus.ColdStart(
+        enter_ms=started.enter_ms, load_ms=started.load_ms, first_run_ms=started.first_run_ms
+    )
+    return {"sm_counted_percent": started.granted_percent, "cold_start": cold}
 
 
 def device_to_proto(view: DeviceView) -> pb.DeviceStatus:
@@ -73,6 +86,11 @@ def device_to_proto(view: DeviceView) -> pb.DeviceStatus:
         memory_bytes=view.memory_bytes,
         memory_used_bytes=view.memory_used_bytes,
         occupancy=view.occupancy,
+        health=view.health,
+        why=view.why,
+        cure=view.cure,
+        fixed_lanes=view.fixed_lanes,
+        facts={name: str(value) for name, value in view.facts.items()},
         lanes=[
             pb.DeviceStatus.Lane(
                 lane=lane.lane, units=lane.units, sm_percent=lane.sm_percent, quota_percent=lane.quota_percent

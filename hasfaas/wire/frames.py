@@ -75,6 +75,18 @@ class SegmentOwner(Protocol):
 
 
 @attrs.frozen
+class Started:
+    """What a replica tells when it is ready: the share of its device's SMs that it really has, by a count there (None: cannot
+    be told), and the parts of its cold start: entering its device (on a GPU its context), loading the function (with its
+    `__init__`, so its weights), and first runs on an example."""
+
+    granted_percent: float | None = None
+    enter_ms: float = 0.0
+    load_ms: float = 0.0
+    first_run_ms: float = 0.0
+
+
+@attrs.frozen
 class RawPayload:
     """A payload that is only passed on: its codec's number, its head, the sizes of its buffers, and its blob, in pieces or as
     the name of a shared segment.
@@ -230,6 +242,14 @@ def unpack_measured(frame: Frame) -> Measured:
         ):
             return Measured(hold_ns, mean_ns, response_ns, runs, spread)
     raise InvalidRequestError(f"a frame {frame.kind.name} without figures: {frame.head!r:.80}")
+
+
+def unpack_started(frame: Frame) -> Started:
+    """What a READY frame tells. Raises InvalidRequestError when it is none."""
+    match frame.head:
+        case (None | float() as granted, float(enter_ms), float(load_ms), float(first_run_ms)):
+            return Started(granted, enter_ms, load_ms, first_run_ms)
+    raise InvalidRequestError(f"a frame {frame.kind.name} that tells no start: {frame.head!r:.80}")
 
 
 def unpack_observed(frame: Frame) -> tuple[tuple[int, int], ...]:

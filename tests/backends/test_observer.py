@@ -9,6 +9,7 @@ import pytest
 from hasfaas.backends.observer import GUESSED_COLD_START_S, RISE, YIELDING_QUOTA_PERCENT, Observer, Recent
 from hasfaas.core.spec import Kind
 from hasfaas.core.state import ReplicaState
+from hasfaas.devices.base import Condition, Health
 from hasfaas.executor.quota import Timing
 from hasfaas.scaling.observation import Life
 from hasfaas.serving.ports import Sizing
@@ -166,3 +167,11 @@ def test_people_are_told_the_quota_of_who_gives_way() -> None:
 def test_a_gateway_without_functions_can_be_seen() -> None:
     seen = observer(MemoryFleet()).observe(1.0)
     assert (len(seen.functions), len(seen.replicas), seen.functions.devices.shape) == (0, 0, (0, 2))
+
+
+def test_a_device_that_is_not_ready_is_nobodys() -> None:
+    fleet = MemoryFleet(record("app.any"))
+    watch = observer(fleet)
+    assert watch.observe(1.0).functions.devices.tolist() == [[True, True]]
+    fleet.agent.conditions["sim0"] = Condition(Health.RECOVERING, "a fault")
+    assert watch.observe(2.0).functions.devices.tolist() == [[False, True]]

@@ -12,17 +12,12 @@ from hypothesis import strategies as st
 from hasfaas.core import settings as module
 from hasfaas.core.errors import InvalidRequestError
 from hasfaas.core.settings import DeviceSettings, LocalSettings, Settings
-from hasfaas.devices.base import KINDS
 
 HERE = {"state_dir": Path("/var/state"), "runtime_dir": Path("/run/hasfaas")}
 
 
 def settings(**options: Any) -> Settings:
     return Settings(**HERE | options)
-
-
-def test_the_device_kinds_are_those_that_exist() -> None:
-    assert module.DEVICE_KINDS == KINDS
 
 
 @pytest.mark.parametrize(
@@ -50,7 +45,12 @@ def test_a_quantum_fits_in_its_window() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"kind": "gpu"},
+        {"kind": "GPU 1"},
+        {"count": 2},
+        {"kind": "mine", "cores": 2},
+        {"kind": "cpu", "options": {}},
+        {"kind": "sim", "lanes": [50, "a"]},
+        {"kind": "cuda", "partitions": "soft"},
         {"id": "a b"},
         {"id": "../x"},
         {"id": "auto"},
@@ -73,7 +73,7 @@ def test_a_device_that_cannot_be_is_refused(options: dict[str, Any]) -> None:
 
 
 def test_memory_of_a_device_in_bytes() -> None:
-    assert DeviceSettings(memory="16GiB").memory_bytes == 16 * 2**30
+    assert DeviceSettings(kind="sim", memory="16GiB").memory_bytes == 16 * 2**30
     assert DeviceSettings().memory_bytes is None
 
 
@@ -145,7 +145,16 @@ FUNCTIONS = st.dictionaries(
     max_size=3,
 )
 DEVICES = st.one_of(
-    st.builds(DeviceSettings, count=st.integers(1, 8), cores=st.none() | st.integers(1, 8)),
+    st.builds(DeviceSettings),
+    st.builds(DeviceSettings, kind=st.just("cpu"), count=st.integers(1, 8), cores=st.none() | st.integers(1, 8)),
+    st.builds(
+        DeviceSettings,
+        kind=st.just("cuda"),
+        gpu=st.none() | st.just("0"),
+        partitions=st.none() | st.sampled_from(module.PARTITIONS),
+        lanes=st.none() | st.just((50.0, 25.0)),
+    ),
+    st.builds(DeviceSettings, kind=st.just("mine"), options=st.none() | st.just({"a": [1, "b"]})),
     st.builds(
         DeviceSettings,
         kind=st.just("sim"),

@@ -21,7 +21,7 @@ def _in_child(code: str) -> str:
     prelude = (
         "import os, sys\n"
         "from hasfaas.devices import base, cpu\n"
-        "info = cpu.inventory(cores=1)\n"
+        "info = cpu.device(cores=1)\n"
         "part = base.DeviceSlice('cpu', 'cpu', 0, info.units, 100.0)\n"
     )
     done = subprocess.run([sys.executable, "-c", prelude + code], cwd=ROOT, capture_output=True, text=True, timeout=100)
@@ -30,7 +30,7 @@ def _in_child(code: str) -> str:
 
 
 def test_inventory_lists_the_cores_of_this_process() -> None:
-    info = cpu.inventory()
+    info = cpu.device()
     assert info.units == tuple(sorted(os.sched_getaffinity(0)))
     assert info.kind == "cpu"
     assert info.memory_bytes > 64 << 20
@@ -41,7 +41,7 @@ def test_an_unsized_function_leaves_a_core_to_the_host(
     cores: int, auto: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 1, 0, 2})
-    info = cpu.inventory(cores=cores)
+    info = cpu.device(cores=cores)
     assert info.units == (0, 1, 2, 3)[:cores]
     assert info.auto_sm_percent == auto
 
@@ -49,7 +49,7 @@ def test_an_unsized_function_leaves_a_core_to_the_host(
 @pytest.mark.parametrize("cores", [0, 10_000])
 def test_cores_that_do_not_exist_are_refused(cores: int) -> None:
     with pytest.raises(InvalidRequestError, match=f"cores={cores}"):
-        cpu.inventory(cores=cores)
+        cpu.device(cores=cores)
 
 
 def test_units_that_do_not_exist_are_refused() -> None:

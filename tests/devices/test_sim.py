@@ -28,7 +28,7 @@ GRID = SimProfile((1, 4), (25.0, 100.0), ((8.0, 2.0), (16.0, 4.0)))
 
 @pytest.fixture
 def info(tmp_path: Path) -> Iterator[DeviceInfo]:
-    made = sim.inventory("sim0", profiles={"grid": GRID}, lanes_file=tmp_path / "lanes")
+    made = sim.device("sim0", profiles={"grid": GRID}, lanes_file=tmp_path / "lanes")
     yield made
     sim.remove(made)
 
@@ -103,17 +103,17 @@ def test_bad_profiles_are_refused_by_name(tmp_path: Path, text: str, words: str)
 
 def test_the_inventory_is_plain_and_says_what_it_is(info: DeviceInfo) -> None:
     assert json.loads(json.dumps(dict(info.options))) == info.options
-    sized = sim.inventory("big", sms=132, memory_bytes=80 << 30, cold_start_s=1.5)
+    sized = sim.device("big", sms=132, memory_bytes=80 << 30, cold_start_s=1.5)
     assert (len(sized.units), sized.memory_bytes, sized.cold_start_s) == (132, 80 << 30, 1.5)
-    assert sized.options["lanes_file"] != sim.inventory("big").options["lanes_file"]
+    assert sized.options["lanes_file"] != sim.device("big").options["lanes_file"]
     with pytest.raises(InvalidRequestError, match="sms=0"):
-        sim.inventory(sms=0)
+        sim.device(sms=0)
 
 
 def test_bad_slices_are_refused(info: DeviceInfo) -> None:
     with pytest.raises(InvalidRequestError, match="lane=64"):
         _enter(info, lane=64)
-    with pytest.raises(InvalidRequestError, match=r"sim\.inventory"):
+    with pytest.raises(InvalidRequestError, match=r"sim\.device"):
         _enter(attrs.evolve(info, options={}))
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from hasfaas.devices.base import Stream
 from hasfaas.executor.tokens import SlotLease, TokenTable
 from tests.fakes.async_stream import AsyncStream
 from tests.fakes.replica_processes import MS, Lane
 
 
-class HandStream:
+class HandStream(Stream):
     """An asynchronous stream whose kernels end when the test says so; a wait ends what it waits for, and is
     noted.
     """

@@ -16,8 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic_ns, sleep
 
+from hasfaas.devices.base import Stream
 
-class AsyncStream:
+
+class AsyncStream(Stream):
     """devices.base.Stream over a worker thread. `device`, a file, makes kernels of all its processes take
     turns.
 

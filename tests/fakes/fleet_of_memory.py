@@ -12,7 +12,7 @@ from hasfaas.core.allocation import Usage
 from hasfaas.core.errors import NotFoundError, PlacementError
 from hasfaas.core.spec import Batch, FunctionSpec, Kind
 from hasfaas.core.state import ReplicaState
-from hasfaas.devices.base import DeviceInfo
+from hasfaas.devices.base import Condition, DeviceInfo
 from hasfaas.node.lanes import Seat, Want
 from hasfaas.rapp.surface import Surface
 from hasfaas.serving.ports import FunctionRecord, ProfileState, Sizing
@@ -82,6 +82,7 @@ class MemoryAgent:
 
     def __init__(self) -> None:
         self.devices = {device.device_id: device for device in DEVICES}
+        self.conditions = {device.device_id: Condition() for device in DEVICES}
         self.replicas: dict[str, MemoryProcess] = {}
         self.seats: dict[str, Seat] = {}
         self.used_ns: dict[str, int] = {}

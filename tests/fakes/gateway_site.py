@@ -25,7 +25,7 @@ from hasfaas.serving.gateway import GatewayService
 from hasfaas.serving.ports import DeviceView, FunctionRecord, LaneView, News, ProfileState, ReplicaView, Sizing
 from hasfaas.serving.router import Router
 from hasfaas.serving.store import LocalStore
-from hasfaas.wire.frames import Measured, RawPayload
+from hasfaas.wire.frames import Measured, RawPayload, Started
 from hasfaas.wire.status import from_status
 from hasfaas.wire.v1 import functions_pb2 as pb
 from hasfaas.wire.v1 import functions_pb2_grpc, payload_pb2
@@ -146,7 +146,7 @@ class ToRouter:
     def observed(self, holds: Sequence[tuple[int, int]]) -> None:
         raise AssertionError("the replicas of these tests observe nothing")
 
-    def ready(self) -> None:
+    def ready(self, started: Started) -> None:
         raise AssertionError("the replicas of these tests are ready from the start")
 
     def failed(self, status: bytes) -> None:

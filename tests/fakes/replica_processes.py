@@ -18,13 +18,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic_ns
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 
 from hasfaas.core.allocation import Usage
 from hasfaas.devices import sim
-from hasfaas.devices.base import DeviceSlice, Stream
+from hasfaas.devices.base import DeviceSlice
+from hasfaas.devices.sim import SimStream
 from hasfaas.executor.shm import LaneView, Segment, tighten_timers
 from hasfaas.executor.tokens import SlotLease, TokenTable
 from tests.fakes.async_stream import AsyncStream, HiddenStream
@@ -35,14 +36,7 @@ MS = 1_000_000
 _STOP, _BUSY, _WORDS = 0, 1, 64
 
 
-class LaunchStream(Stream, Protocol):
-    """A stream that can be given kernels by their duration."""
-
-    busy_ns: int
-
-    def launch(self, duration_ns: int) -> None:
-        """Queues one kernel."""
-        ...
+LaunchStream = AsyncStream | SimStream
 
 
 @attrs.frozen
@@ -77,7 +71,7 @@ class Lane:
 
     def __init__(self, *, window_ns: int = 100 * MS, quantum_ns: int = 10 * MS) -> None:
         name = f"/dev/shm/hasfaas-test-{os.getpid()}-{secrets.token_hex(4)}"
-        self.info = sim.inventory(lanes_file=f"{name}.lanes")
+        self.info = sim.device(lanes_file=f"{name}.lanes")
         self.path = f"{name}.tokens"
         self.table = TokenTable.create(self.path, window_ns=window_ns, quantum_ns=quantum_ns)
         self._shared = Segment.create(Path(f"{name}.words"), _WORDS)

@@ -5,12 +5,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
-from hasfaas.core.errors import InvalidRequestError
+from hasfaas.core.errors import BackendError, InvalidRequestError
 from hasfaas.core.settings import DeviceSettings
-from hasfaas.devices.base import DeviceInfo
-from hasfaas.node.inventory import DEFAULT_SIM_MEMORY_BYTES, devices_of
+from hasfaas.devices.base import DeviceInfo, DeviceModule, module_of
+from hasfaas.devices.sim import MEMORY_BYTES
+from hasfaas.node import inventory
+from hasfaas.node.inventory import devices_of
 
 CORES = sorted(os.sched_getaffinity(0))
 TABLE = {"batches": [1, 2], "sm_percents": [50, 100], "latency_ms": [[4, 2], [6, 3]]}
@@ -54,7 +57,10 @@ def test_two_of_one_name_are_refused_by_name(settings: tuple[DeviceSettings, ...
     assert caught.value.reason == "BAD_OPTION"
 
 
-@pytest.mark.parametrize("settings", [(DeviceSettings(count=2),), (DeviceSettings(), DeviceSettings(id="other"))])
+CPU = DeviceSettings(kind="cpu")
+
+
+@pytest.mark.parametrize("settings", [(attrs.evolve(CPU, count=2),), (CPU, attrs.evolve(CPU, id="other"))])
 def test_the_cores_belong_to_one_device(settings: tuple[DeviceSettings, ...]) -> None:
     with pytest.raises(InvalidRequestError, match="same cores"):
         devices_of(settings)
@@ -86,7 +92,7 @@ def test_more_cores_than_there_are_is_refused() -> None:
 def test_a_sim_device_is_what_was_written() -> None:
     made = one(sim(sms=12, memory="8GiB", cold_start_s=0.5))
     assert (made.kind, len(made.units), made.memory_bytes, made.cold_start_s) == ("sim", 12, 8 * 2**30, 0.5)
-    assert one(sim()).memory_bytes == DEFAULT_SIM_MEMORY_BYTES
+    assert one(sim()).memory_bytes == MEMORY_BYTES
 
 
 def test_each_sim_device_has_a_lanes_file_of_its_own() -> None:
@@ -99,7 +105,7 @@ def test_each_sim_device_has_a_lanes_file_of_its_own() -> None:
 
 
 def options(**settings: Any) -> str:
-    return json.dumps(one(sim(**settings)).options, default=str)
+    return json.dumps(one(sim(**settings)).options["profiles"])
 
 
 def test_a_profile_is_a_table_or_a_file_of_one(tmp_path: Path) -> None:
@@ -134,3 +140,27 @@ def test_a_profile_that_is_none_is_a_typed_error_that_names_it(tmp_path: Path, t
     with pytest.raises(InvalidRequestError, match=words) as caught:
         devices_of([sim(profile=path)])
     assert caught.value.reason == "BAD_PROFILE"
+
+
+# -- which kinds there are ---------------------------------------------------------------------------------------------
+
+
+def test_a_kind_that_does_not_exist_is_refused_with_those_that_do() -> None:
+    with pytest.raises(InvalidRequestError, match=r"device kind 'gpu' is unknown; known kinds: cpu, .*sim"):
+        devices_of([DeviceSettings(kind="gpu")])
+
+
+def test_a_file_of_the_folder_that_is_no_device_is_no_kind() -> None:
+    with pytest.raises(InvalidRequestError, match="'base' is unknown"):
+        devices_of([DeviceSettings(kind="base")])
+
+
+def test_a_machine_without_a_gpu_serves_from_its_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_cuda(kind: str) -> DeviceModule:
+        if kind == "cuda":
+            raise BackendError("no NVIDIA driver", reason="NO_DRIVER")
+        return module_of(kind)
+
+    monkeypatch.setattr(inventory, "module_of", without_cuda)
+    (device,) = devices_of([DeviceSettings()])
+    assert (device.device_id, device.kind) == ("cpu0", "cpu")

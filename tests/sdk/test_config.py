@@ -71,7 +71,7 @@ def test_with_nothing_set_every_key_has_its_default_and_says_so(home: Home) -> N
     assert resolved.settings.backend == "local"
     assert resolved.settings.state_dir == Path("/state")
     assert resolved.settings.runtime_dir == Path("/run")
-    assert resolved.settings.devices == (DeviceSettings(kind="cpu"),)
+    assert resolved.settings.devices == (DeviceSettings(kind="auto"),)
     assert [key for key, _, _ in resolved.rows()] == list(resolved.origins)
 
 
@@ -201,7 +201,7 @@ def test_an_unknown_key_names_its_file_and_the_nearest(home: Home) -> None:
         ("start_timeout_s = '60'\n", "start_timeout_s='60'"),
         ("[local]\nwindow_ms = 5\n", "local.window_ms=5"),
         ("local = 3\n", "local=3"),
-        ("[[devices]]\nkind = 'cpu'\n[[devices]]\nkind = 'gpu'\n", "devices[1].kind='gpu'"),
+        ("[[devices]]\nkind = 'cpu'\n[[devices]]\nkind = 'a gpu'\n", "devices[1].kind='a gpu'"),
         ("[[devices]]\nkind = 'sim'\ncores = 2\n", "cores=2"),
         ("devices = []\n", "devices=[]"),
         ('[functions."a.b"]\nslo_ms = 0\n', 'functions."a.b".slo_ms=0'),

@@ -13,7 +13,7 @@ import pytest
 from hasfaas.core.errors import BackendError
 from hasfaas.serving.channel import ReplicaChannel
 from hasfaas.wire import frames
-from hasfaas.wire.frames import HEADER, FrameKind, Measure, Measured, RawPayload
+from hasfaas.wire.frames import HEADER, FrameKind, Measure, Measured, RawPayload, Started
 from hasfaas.wire.status import to_status
 from tests.fakes.replica import ReplicaEnd
 
@@ -31,8 +31,8 @@ class Events:
         self.told.append(what)
         self.news.set()
 
-    def ready(self) -> None:
-        self._tell("ready")
+    def ready(self, started: Started) -> None:
+        self._tell("ready", started)
 
     def failed(self, status: bytes) -> None:
         self._tell("failed", status)
@@ -152,7 +152,7 @@ async def test_large_arguments_in_pieces_arrive_whole(line: Line) -> None:
 
 async def test_what_the_replica_says_becomes_events(line: Line) -> None:
     await line.replica.send(
-        *frames.pack(FrameKind.READY),
+        *frames.pack(FrameKind.READY, head=(50.0, 1.0, 2.0, 3.0)),
         *frames.pack_payload(FrameKind.ITEM, 1, payload()),
         *frames.pack(FrameKind.END, 1),
         *frames.pack_payload(FrameKind.RESULT, 2, payload(b"")),
@@ -160,7 +160,7 @@ async def test_what_the_replica_says_becomes_events(line: Line) -> None:
         *frames.pack(FrameKind.FAILED, body=[STATUS]),
     )
     ready, item, end, result, error, failed = await line.events.until(6)
-    assert ready == ("ready",)
+    assert ready == ("ready", Started(50.0, 1.0, 2.0, 3.0))
     assert item[:2] == ("item", 1)
     assert isinstance(item[2], RawPayload)
     assert b"".join(item[2].chunks) == b"blob"

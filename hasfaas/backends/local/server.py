@@ -165,6 +165,7 @@ class Gateway:
             await asyncio.sleep(1.0)
             self._fleet.agent.trim_logs()
             self._fleet.agent.sweep()
+            await self._fleet.agent.check()
             await self._profiles.fold()
             idle_s = time.monotonic() - self._service.intake.last_used_s
             busy = self._service.intake.clients or self._fleet.router.outstanding

@@ -216,7 +216,16 @@ class CallCounts(_message.Message):
     def __init__(self, accepted: _Optional[int] = ..., completed: _Optional[int] = ..., failed: _Optional[int] = ..., refused: _Optional[int] = ..., expired: _Optional[int] = ..., cancelled: _Optional[int] = ..., redispatched: _Optional[int] = ..., slo_met: _Optional[int] = ...) -> None: ...
 
 class ReplicaStatus(_message.Message):
-    __slots__ = ("replica_id", "state", "device", "lane", "sm_asked_percent", "sm_granted_percent", "quota_percent", "memory_bytes", "pid", "in_flight", "usage", "version", "error", "lends")
+    __slots__ = ("replica_id", "state", "device", "lane", "sm_asked_percent", "sm_granted_percent", "quota_percent", "memory_bytes", "pid", "in_flight", "usage", "version", "error", "lends", "sm_counted_percent", "cold_start")
+    class ColdStart(_message.Message):
+        __slots__ = ("enter_ms", "load_ms", "first_run_ms")
+        ENTER_MS_FIELD_NUMBER: _ClassVar[int]
+        LOAD_MS_FIELD_NUMBER: _ClassVar[int]
+        FIRST_RUN_MS_FIELD_NUMBER: _ClassVar[int]
+        enter_ms: float
+        load_ms: float
+        first_run_ms: float
+        def __init__(self, enter_ms: _Optional[float] = ..., load_ms: _Optional[float] = ..., first_run_ms: _Optional[float] = ...) -> None: ...
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -231,6 +240,8 @@ class ReplicaStatus(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     LENDS_FIELD_NUMBER: _ClassVar[int]
+    SM_COUNTED_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    COLD_START_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     state: str
     device: str
@@ -245,7 +256,9 @@ class ReplicaStatus(_message.Message):
     version: str
     error: str
     lends: bool
-    def __init__(self, replica_id: _Optional[str] = ..., state: _Optional[str] = ..., device: _Optional[str] = ..., lane: _Optional[int] = ..., sm_asked_percent: _Optional[float] = ..., sm_granted_percent: _Optional[float] = ..., quota_percent: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., pid: _Optional[int] = ..., in_flight: _Optional[int] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., version: _Optional[str] = ..., error: _Optional[str] = ..., lends: _Optional[bool] = ...) -> None: ...
+    sm_counted_percent: float
+    cold_start: ReplicaStatus.ColdStart
+    def __init__(self, replica_id: _Optional[str] = ..., state: _Optional[str] = ..., device: _Optional[str] = ..., lane: _Optional[int] = ..., sm_asked_percent: _Optional[float] = ..., sm_granted_percent: _Optional[float] = ..., quota_percent: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., pid: _Optional[int] = ..., in_flight: _Optional[int] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., version: _Optional[str] = ..., error: _Optional[str] = ..., lends: _Optional[bool] = ..., sm_counted_percent: _Optional[float] = ..., cold_start: _Optional[_Union[ReplicaStatus.ColdStart, _Mapping]] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("quota_ppm", "granted_ns", "used_ns", "throttled_ns", "wait_ns", "overrun_ns", "lent_ns", "grants")
@@ -358,7 +371,7 @@ class GetStatusResponse(_message.Message):
     def __init__(self, hasfaas_version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_s: _Optional[float] = ..., embedded: _Optional[bool] = ..., devices: _Optional[_Iterable[_Union[DeviceStatus, _Mapping]]] = ..., functions: _Optional[_Iterable[_Union[FunctionStatus, _Mapping]]] = ..., window_ms: _Optional[float] = ..., quantum_ms: _Optional[float] = ..., at_ns: _Optional[int] = ...) -> None: ...
 
 class DeviceStatus(_message.Message):
-    __slots__ = ("device_id", "kind", "units", "memory_bytes", "memory_used_bytes", "lanes", "occupancy")
+    __slots__ = ("device_id", "kind", "units", "memory_bytes", "memory_used_bytes", "lanes", "occupancy", "health", "why", "cure", "fixed_lanes", "facts")
     class Lane(_message.Message):
         __slots__ = ("lane", "units", "sm_percent", "quota_percent")
         LANE_FIELD_NUMBER: _ClassVar[int]
@@ -370,6 +383,13 @@ class DeviceStatus(_message.Message):
         sm_percent: float
         quota_percent: float
         def __init__(self, lane: _Optional[int] = ..., units: _Optional[_Iterable[int]] = ..., sm_percent: _Optional[float] = ..., quota_percent: _Optional[float] = ...) -> None: ...
+    class FactsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     UNITS_FIELD_NUMBER: _ClassVar[int]
@@ -377,6 +397,11 @@ class DeviceStatus(_message.Message):
     MEMORY_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     LANES_FIELD_NUMBER: _ClassVar[int]
     OCCUPANCY_FIELD_NUMBER: _ClassVar[int]
+    HEALTH_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    CURE_FIELD_NUMBER: _ClassVar[int]
+    FIXED_LANES_FIELD_NUMBER: _ClassVar[int]
+    FACTS_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     kind: str
     units: int
@@ -384,7 +409,12 @@ class DeviceStatus(_message.Message):
     memory_used_bytes: int
     lanes: _containers.RepeatedCompositeFieldContainer[DeviceStatus.Lane]
     occupancy: float
-    def __init__(self, device_id: _Optional[str] = ..., kind: _Optional[str] = ..., units: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., lanes: _Optional[_Iterable[_Union[DeviceStatus.Lane, _Mapping]]] = ..., occupancy: _Optional[float] = ...) -> None: ...
+    health: str
+    why: str
+    cure: str
+    fixed_lanes: bool
+    facts: _containers.ScalarMap[str, str]
+    def __init__(self, device_id: _Optional[str] = ..., kind: _Optional[str] = ..., units: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., lanes: _Optional[_Iterable[_Union[DeviceStatus.Lane, _Mapping]]] = ..., occupancy: _Optional[float] = ..., health: _Optional[str] = ..., why: _Optional[str] = ..., cure: _Optional[str] = ..., fixed_lanes: _Optional[bool] = ..., facts: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ProfilePoint(_message.Message):
     __slots__ = ("batch", "sm_percent", "quota_percent")
