@@ -73,12 +73,27 @@ def get_status(shell: Shell) -> pb.GetStatusResponse:
 def _show_devices(found: pb.GetStatusResponse) -> None:
     click.echo()
     print_table(
-        ["device", "kind", ">units", ">memory", ">promised", ">occupancy"],
+        ["device", "kind", "health", ">units", ">memory", ">promised", ">occupancy"],
         [
-            (d.device_id, d.kind, str(d.units), size(d.memory_bytes), size(d.memory_used_bytes), f"{d.occupancy:.2f}")
+            (
+                d.device_id,
+                d.kind,
+                d.health,
+                str(d.units),
+                size(d.memory_bytes),
+                size(d.memory_used_bytes),
+                f"{d.occupancy:.2f}",
+            )
             for d in found.devices
         ],
     )
+    for device in found.devices:
+        if device.facts:
+            click.echo(
+                f"{device.device_id}: {', '.join(f'{key} {text}' for key, text in sorted(device.facts.items()))}"
+            )
+        if device.why:
+            click.echo(f"{device.device_id} is {device.health}: {device.why}. {device.cure}".rstrip())
     lanes = [(device, lane) for device in found.devices for lane in device.lanes]
     if lanes:
         click.echo()
@@ -157,6 +172,11 @@ def _device(device: pb.DeviceStatus) -> dict[str, object]:
         "memory_bytes": device.memory_bytes,
         "memory_used_bytes": device.memory_used_bytes,
         "occupancy": device.occupancy,
+        "health": device.health,
+        "why": device.why or None,
+        "cure": device.cure or None,
+        "fixed_lanes": device.fixed_lanes,
+        "facts": dict(device.facts),
         "lanes": [
             {
                 "lane": lane.lane,

@@ -38,11 +38,13 @@ COLUMNS = (
     ">memory",
     ">pid",
     ">in flight",
+    ">cold start",
 )
 # Fields of the messages, which are keys of the JSON form too.
 OF_REPLICA = tuple(
     "state device lane sm_asked_percent sm_granted_percent quota_percent lends memory_bytes pid in_flight".split()  # noqa: SIM905
 )
+COLD_START = ("enter_ms", "load_ms", "first_run_ms")
 OF_USAGE = ("granted_ns", "used_ns", "throttled_ns", "wait_ns", "overrun_ns", "lent_ns", "grants")
 
 
@@ -60,8 +62,9 @@ OF_USAGE = ("granted_ns", "used_ns", "throttled_ns", "wait_ns", "overrun_ns", "l
 def ps(shell: Shell, interval_s: float, as_json: bool) -> None:
     """Shows a row for each replica: what it holds of its device, and what it takes. Also functions that have none.
 
-    "SM %" is what was asked for and what was granted. "used" is the share of its lane's time that a replica held during
-    the interval. "throttled" and "overrun" count from the replica's start.
+    "SM %" is what was asked for and what was granted, and what the replica found where that differs. "used" is the share of
+    its lane's time that a replica held during the interval. "throttled" and "overrun" count from the replica's start.
+    "cold start" is what it took to enter the device, to load the function, and to run it first on its example.
     """
     shell.running()
     before = after = _list(shell)
@@ -115,7 +118,18 @@ def _row(function: pb.FunctionStatus, replica: pb.ReplicaStatus | None) -> dict[
         "used_percent": None,
         **{name: getattr(replica, name, None) for name in OF_REPLICA},
         **{name: getattr(usage, name, None) for name in OF_USAGE},
+        **_start(replica),
         "error": (replica.error or None) if replica is not None else None,
+    }
+
+
+def _start(replica: pb.ReplicaStatus | None) -> dict[str, Any]:
+    """What a replica told when it became ready."""
+    found = replica is not None and replica.HasField("sm_counted_percent")
+    ready = replica is not None and replica.HasField("cold_start")
+    return {
+        "sm_counted_percent": replica.sm_counted_percent if replica is not None and found else None,
+        **{part: getattr(replica.cold_start, part) if replica is not None and ready else None for part in COLD_START},
     }
 
 
@@ -123,14 +137,16 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     name = f"{row['function']}{_profile(row)}"
     if row["replica"] is None:
         return (name, "none", *[""] * (len(COLUMNS) - 2))
-    asked, granted = percent(row["sm_asked_percent"]), percent(row["sm_granted_percent"])
+    asked, granted, counted = (percent(row[f"sm_{what}_percent"]) for what in ("asked", "granted", "counted"))
+    differs = row["sm_counted_percent"] is not None and counted != granted
+    parts_ms = [row[part] for part in COLD_START]
     return (
         name,
         row["replica"],
         row["state"],
         row["device"],
         str(row["lane"]),
-        f"{asked}/{granted}",
+        f"{asked}/{granted}, found {counted}" if differs else f"{asked}/{granted}",
         percent(row["quota_percent"]),
         percent(row["used_percent"]),
         duration(row["throttled_ns"] / 1e9),
@@ -139,6 +155,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         size(row["memory_bytes"]),
         str(row["pid"]),
         str(row["in_flight"]),
+        "" if None in parts_ms else " + ".join(duration(part / 1e3) for part in parts_ms),
     )
 
 

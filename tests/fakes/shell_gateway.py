@@ -36,6 +36,7 @@ class FakeGateway:
     looks: int = 0
     timeouts_s: list[float] = attrs.field(factory=list)
     failure: HasFaasError | None = None
+    condition: tuple[str, str, str] = ("ready", "", "")
 
     def add(self, name: str, *, replicas: int = 1, kind: str = "function", **spec: Any) -> pb.FunctionStatus:
         """Deploys a function, as far as anybody can see."""
@@ -63,6 +64,8 @@ class FakeGateway:
                 pid=1000 + number,
                 version=function.version,
                 usage=pb.Usage(throttled_ns=2 * MS),
+                sm_counted_percent=50.0,
+                cold_start=pb.ReplicaStatus.ColdStart(enter_ms=250.0, load_ms=1500.0, first_run_ms=3.0),
             )
         del function.replicas[count:]
 
@@ -81,6 +84,8 @@ class FakeGateway:
 
     async def GetStatus(self, request: pb.GetStatusRequest, **_: float) -> pb.GetStatusResponse:
         device = pb.DeviceStatus(device_id="cpu0", kind="cpu", units=2, memory_bytes=2**33, occupancy=0.5)
+        device.health, device.why, device.cure = self.condition
+        device.facts["name"] = "Accelerator 1"
         device.lanes.add(lane=0, units=[0], sm_percent=50.0, quota_percent=80.0)
         return pb.GetStatusResponse(
             hasfaas_version="9.9",

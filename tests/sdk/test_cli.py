@@ -24,6 +24,7 @@ PS_KEYS = {
     "function", "version", "unprofiled", "profile", "drifted", "slo_ms", "queue_depth", "replica", "state", "device", "lane",
     "sm_asked_percent", "sm_granted_percent", "quota_percent", "used_percent", "granted_ns", "used_ns", "throttled_ns",
     "wait_ns", "overrun_ns", "lent_ns", "lends", "grants", "memory_bytes", "pid", "in_flight", "error",
+    "sm_counted_percent", "enter_ms", "load_ms", "first_run_ms",
 }  # fmt: skip
 APP = """
 from hasfaas import function
@@ -95,12 +96,20 @@ def test_ps_shows_a_row_for_each_replica_and_functions_without(run: Run, gateway
     # 30 ms more in each 100 ms between two looks.
     assert rows[0]["used_percent"] == pytest.approx(30.0)
     assert rows[2]["used_percent"] is None
+    assert [row["sm_counted_percent"] for row in rows] == [50.0, 50.0, None]
+    assert [rows[0][part] for part in ("enter_ms", "load_ms", "first_run_ms")] == [250.0, 1500.0, 3.0]
     lines = _ok(run("ps", "--interval", "0.001")).splitlines()
     assert len(lines) == 4
     assert "25/50" in lines[1]
     assert "2 ms" in lines[1]
+    assert lines[1].endswith("250 ms + 1.5 s + 3 ms")
     assert "app.embed (unprofiled)" in lines[1]
     assert lines[3].split() == ["app.idle", "(unprofiled)", "none"]
+
+
+def test_ps_says_what_a_replica_found_where_that_is_not_what_it_was_given(run: Run, gateway: FakeGateway) -> None:
+    gateway.add("app.embed").replicas[0].sm_counted_percent = 47.0
+    assert "25/50, found 47" in _ok(run("ps", "--interval", "0"))
 
 
 def test_ps_shows_the_whole_of_long_names_where_there_is_no_terminal(run: Run, gateway: FakeGateway) -> None:
@@ -140,6 +149,14 @@ def test_status(run: Run, gateway: FakeGateway) -> None:
     assert "pid 77, up 1.5 min, stays" in text
     assert "50 ms at p99" in text
     assert "75" in text
+    assert "cpu0: name Accelerator 1" in text
+
+
+def test_status_says_why_a_device_takes_nobody_and_what_cures_it(run: Run, gateway: FakeGateway) -> None:
+    gateway.condition = ("recovering", "a client faulted", "it comes back by itself")
+    assert "cpu0 is recovering: a client faulted. it comes back by itself" in _ok(run("status"))
+    (device,) = json.loads(_ok(run("status", "--json")))["devices"]
+    assert (device["health"], device["why"], device["cure"]) == gateway.condition
 
 
 @pytest.mark.parametrize(
@@ -323,7 +340,7 @@ def test_config_show(run: Run, tmp_path: Path) -> None:
     assert by_key["local.window_ms"] == {"key": "local.window_ms", "value": 50.0, "origin": "command line"}
     assert by_key["local.max_queue"]["value"] == 7
     assert by_key["local.max_queue"]["origin"] == str(tmp_path / "hasfaas.toml")
-    assert by_key["devices"]["value"][0]["kind"] == "cpu"
+    assert by_key["devices"]["value"][0]["kind"] == "auto"
     assert all(set(row) == {"key", "value"} for row in json.loads(_ok(run("config", "show", "--json"))))
     assert "command line" in _ok(run("--backend", "local", "config", "show", "--origin"))
     assert "origin" not in _ok(run("config", "show")).splitlines()[0]
