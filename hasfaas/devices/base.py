@@ -9,14 +9,17 @@ A device is one file: a module with `inventory`, `keeper`, `wall` and `enter` (`
 
 from __future__ import annotations
 
+import ast
 import enum
 import errno
 import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from pkgutil import iter_modules
 from typing import Protocol
 
@@ -299,25 +302,25 @@ class DeviceModule(Protocol):
 _OFFERS = ("inventory", "keeper", "wall", "enter")
 
 
+@cache
 def module_of(kind: str) -> DeviceModule:
-    """The device's file, imported on this first use. Raises InvalidRequestError for a kind that does not exist, naming those
-    that do."""
+    """The device's file, imported on this first use: one of this folder, else an installed package's. Raises
+    InvalidRequestError for a kind that does not exist, naming those that do."""
+    if any(module.name == kind for module in iter_modules(devices.__path__)):
+        ours: DeviceModule = import_module(f"{GROUP}.{kind}")
+        if all(hasattr(ours, name) for name in _OFFERS):
+            return ours
     for entry in entry_points(group=GROUP, name=kind):
         found: DeviceModule = entry.load()
         return found
-    if kind not in {module.name for module in iter_modules(devices.__path__)}:
-        raise _unknown(kind)
-    module: DeviceModule = import_module(f"{GROUP}.{kind}")
-    if not _is_device(module):
-        raise _unknown(kind)
-    return module
+    raise InvalidRequestError(
+        f"device kind {kind!r} is unknown; known kinds: {', '.join(kinds())}", reason="BAD_DEVICE"
+    )
 
 
 def kinds() -> tuple[str, ...]:
     """Every kind of device there is, here or in an installed package."""
-    ours = (module.name for module in iter_modules(devices.__path__))
-    found = {name for name in ours if _is_device(import_module(f"{GROUP}.{name}"))}
-    return tuple(sorted(found | {entry.name for entry in entry_points(group=GROUP)}))
+    return tuple(sorted(_files() | {entry.name for entry in entry_points(group=GROUP)}))
 
 
 def enter(part: DeviceSlice) -> Stream:
@@ -330,11 +333,25 @@ def enter(part: DeviceSlice) -> Stream:
     return module_of(part.kind).enter(part)
 
 
-def _is_device(module: object) -> bool:
-    return all(hasattr(module, name) for name in _OFFERS)
+def _files() -> set[str]:
+    """The files of this folder that are devices, told by what they define: importing them all would cost, and one that is
+    broken would keep the others from being used."""
+    found = set()
+    for module in iter_modules(devices.__path__):
+        spec = module.module_finder.find_spec(module.name, None)
+        if spec is not None and spec.origin is not None and _defined(Path(spec.origin)) >= set(_OFFERS):
+            found.add(module.name)
+    return found
 
 
-def _unknown(kind: str) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"device kind {kind!r} is unknown; known kinds: {', '.join(kinds())}", reason="BAD_DEVICE"
-    )
+def _defined(file: Path) -> set[str]:
+    """Names that a file defines at its top."""
+    names: set[str] = set()
+    for node in ast.parse(file.read_bytes()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+    return names

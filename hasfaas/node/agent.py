@@ -123,8 +123,8 @@ class NodeAgent:
         for folder in (self._log_dir, self._work_dir):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         sweep_shm()
-        for device_id, kept in self._keepers.items():
-            self.devices[device_id] = await kept.start()
+        await self._start_devices()
+        for device_id in self.devices:
             self._tables[device_id] = TokenTable.create(
                 _table_path(device_id),
                 lanes=MAX_LANES,
@@ -132,6 +132,15 @@ class NodeAgent:
                 window_ns=self._window_ns,
                 quantum_ns=self._quantum_ns,
             )
+
+    async def _start_devices(self) -> None:
+        """All at once: each GPU takes seconds. If one fails, what the others made is taken back."""
+        started = await asyncio.gather(*(kept.start() for kept in self._keepers.values()), return_exceptions=True)
+        failed = next((found for found in started if isinstance(found, BaseException)), None)
+        if failed is not None:
+            await asyncio.gather(*(kept.stop() for kept in self._keepers.values()))
+            raise failed
+        self.devices = {found.device_id: found for found in started if isinstance(found, DeviceInfo)}
 
     async def stop(self) -> None:
         """Kills what is left, ends the zygotes and removes the token tables."""
