@@ -62,8 +62,11 @@ protos-check: $(STAMP) ## fails if the generated code is not that of protos/
 	@diff -r -x __init__.py -x __pycache__ out/protos/hasfaas/wire/v1 hasfaas/wire/v1 \
 		|| { echo "hasfaas/wire/v1 is not what protos/ says: run make protos"; exit 1; }
 
-gpu-check: ## would run the tests that need an NVIDIA GPU
-	@echo "no GPU code in this version: there is nothing to check on a GPU yet"
+# The Python that is given, else that of .venv, else the one on PATH, each as it is: nothing is created or installed here.
+GPU_PYTHON = $(if $(filter command environment,$(firstword $(origin PYTHON))),$(PYTHON),$(firstword $(wildcard $(BIN)/python) $(shell command -v python3 || command -v python)))
+
+gpu-check: ## proves or refutes on this machine's NVIDIA GPU what the CUDA path claims; --dry-run lists it
+	+@$(GPU_PYTHON) -m benchmarks.gpu_check $(if $(findstring n,$(firstword -$(MAKEFLAGS))),--dry-run) $(ARGS)
 
 docs: $(STAMP) ## every link between the documents resolves
 	@$(BIN)/python -m pytest -q tests/test_docs.py

@@ -359,16 +359,17 @@ class NodeAgent:
     # -- inside ------------------------------------------------------------------------------------------------------
 
     def _place(self, replica_id: str, want: Want) -> seating.Placement:
-        ready = [d for name, d in self.devices.items() if self.conditions[name].health is Health.READY]
+        out = {n: c for n, c in self.conditions.items() if c.health is not Health.READY}
+        why = "; ".join(f"{name} is {c.health.value} ({c.why}; {c.cure or 'wait'})" for name, c in out.items())
+        ready = [device for name, device in self.devices.items() if name not in out]
+        if out and not any(want.device in ("auto", device.kind, device.device_id) for device in ready):
+            raise PlacementError(f"no room for a replica of device {want.device}: {why}")
         try:
             return seating.place(replica_id, want, ready, self.lanes())
         except PlacementError as exc:
-            out = [
-                f"{n} is {c.health.value} ({c.why})" for n, c in self.conditions.items() if c.health is not Health.READY
-            ]
             if not out:
                 raise
-            raise PlacementError(f"{exc}; {'; '.join(out)}", reason=exc.reason) from exc
+            raise PlacementError(f"{exc}; {why}", reason=exc.reason) from exc
 
     def _spawn(self, work: Coroutine[object, object, object]) -> None:
         task = asyncio.ensure_future(work)

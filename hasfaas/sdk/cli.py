@@ -16,6 +16,7 @@ from hasfaas.core.errors import HasFaasError
 from hasfaas.core.version import VERSION
 from hasfaas.sdk.cli_config import config
 from hasfaas.sdk.cli_deploy import delete, deploy
+from hasfaas.sdk.cli_doctor import doctor
 from hasfaas.sdk.cli_explain import explain
 from hasfaas.sdk.cli_gateway import down, status, up
 from hasfaas.sdk.cli_invoke import invoke
@@ -98,6 +99,7 @@ for _command in (
     logs,
     delete,
     rapp,
+    doctor,
     config,
 ):
     cli.add_command(_command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
@@ -10,6 +11,7 @@ import click
 
 from hasfaas.core.errors import HasFaasError, InvalidRequestError, NotFoundError
 from hasfaas.sdk.cli_app import Reference
+from hasfaas.sdk.cli_described import Described, described
 from hasfaas.sdk.cli_predict import stored, timing_of, unseen
 from hasfaas.sdk.cli_shell import Shell, json_option, pass_shell
 from hasfaas.sdk.cli_table import figure, percent, print_json, print_table
@@ -79,7 +81,8 @@ class Planned:
 @click.option(
     "--device",
     metavar="NAME",
-    help="A described device, such as H100, for functions that were never profiled; of NAME, where it was profiled.",
+    help="A described device, such as H100, or a GPU that was probed here (its UUID, full name or device name), for "
+    "functions that were never profiled; of NAME, where it was profiled.",
 )
 @click.option("--price", type=click.FloatRange(min=0), help="Of a whole device an hour, in any currency.")
 @click.option(
@@ -138,10 +141,11 @@ def _of_file(
     functions that have neither."""
     made: list[Subject] = []
     failed: list[tuple[str, str, str]] = []
+    lookup = cache(partial(described, shell))
     for function in functions:
         found = _measured(shell, function, device)
         try:
-            made.append(found or _from_graph(shell, function, device, example))
+            made.append(found or _from_graph(shell, function, None if device is None else lookup(device), example))
         except InvalidRequestError as exc:
             failed.append((function.name, exc.message, exc.reason))
     if not failed:
@@ -166,7 +170,7 @@ def _measured(shell: Shell, function: Remote[Any], device: str | None) -> Subjec
     return (function.name, deployable.spec, profile, timing) if profile.version == deployable.version else None
 
 
-def _from_graph(shell: Shell, function: Remote[Any], device: str | None, example: Sequence[str]) -> Subject:
+def _from_graph(shell: Shell, function: Remote[Any], device: Described | None, example: Sequence[str]) -> Subject:
     if device is None:
         raise InvalidRequestError(
             "never profiled as it is now; say --device, such as --device H100, to plan it from its graph",

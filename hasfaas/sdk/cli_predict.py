@@ -7,7 +7,6 @@ the graph alone. A function without a profile has none, and is told so.
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +18,12 @@ import click
 from hasfaas.core.errors import InvalidRequestError
 from hasfaas.sdk import cli_arguments as arguments
 from hasfaas.sdk.cli_app import Reference
+from hasfaas.sdk.cli_described import Described, described
 from hasfaas.sdk.cli_shell import Shell, json_option, pass_shell
 from hasfaas.sdk.cli_table import UNCUT_COLUMNS, percent, print_json
 
 if TYPE_CHECKING:
     from hasfaas.executor.quota import Timing
-    from hasfaas.rapp.description import DeviceDescription
     from hasfaas.rapp.profile import Profile
     from hasfaas.rapp.surface import Surface
     from hasfaas.sdk.function import Remote
@@ -137,7 +136,8 @@ class Prediction:
 @click.option(
     "--device",
     metavar="NAME",
-    help="Of NAME: where it was profiled. Of APP.py::NAME: a described device, such as H100.",
+    help="Of NAME: where it was profiled. Of APP.py::NAME: a described device, such as H100, or a GPU that was probed here, "
+    "by its UUID, full name or device name.",
 )
 @click.option(
     "--example", metavar="ARG", multiple=True, help="Of APP.py::NAME: an argument, as for invoke; items along axis 0."
@@ -171,7 +171,7 @@ def predict(
         raise click.UsageError("APP.py::NAME needs --device, such as --device H100; a deployed function is a NAME")
     else:
         profile, timing = (
-            unseen(reference.function(), device, example, batch, sm),
+            unseen(reference.function(), described(shell, device), example, batch, sm),
             timing_of(shell.resolved.settings.local),
         )
     shown = prediction(profile, timing, batch, sm, quota, law, quantile)
@@ -205,7 +205,7 @@ def timing_of(source: Any) -> Timing:
 
 def unseen(
     function: Remote[Any],
-    device: str,
+    device: Described,
     example: Sequence[str],
     batches: Sequence[int] | None,
     sm_percents: Sequence[float] | None,
@@ -225,22 +225,14 @@ def unseen(
     forecast = zero_shot_surface(
         function.target,
         shown,
-        _described(device),
+        device.description,
         batches or BATCHES,
         sm_percents or SM_PERCENTS,
     )
     for note in forecast.notes:
         click.echo(f"hasfaas: {note}", err=True)
-    made = ProfiledDevice("described", device, device)
+    made = ProfiledDevice("described", device.label, device.label)
     return Profile(function.name, "", made, cast("Any", forecast.state), forecast.surface)
-
-
-def _described(device: str) -> DeviceDescription:
-    """A GPU by its data sheet, or `cpu`: this machine, measured now. Raises InvalidRequestError for any other name."""
-    from hasfaas.rapp.cpu_description import measure_cpu
-    from hasfaas.rapp.description import describe
-
-    return measure_cpu(len(os.sched_getaffinity(0))) if device == "cpu" else describe(device)
 
 
 def prediction(

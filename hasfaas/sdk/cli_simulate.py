@@ -41,6 +41,13 @@ def _ranks(ctx: click.Context, param: click.Parameter, given: str | None) -> tup
         ) from None
 
 
+def _percents(ctx: click.Context, param: click.Parameter, given: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if given is None else tuple(float(part) for part in _listed(given))
+    except ValueError:
+        raise click.BadParameter(f"{given!r} is not a list of numbers such as 50,25,25", ctx=ctx, param=param) from None
+
+
 @click.command()
 @click.option("--trace", type=click.Path(path_type=Path), help="A file of arrivals.  [default: made-up load]")
 @click.option(
@@ -64,6 +71,9 @@ def _ranks(ctx: click.Context, param: click.Parameter, given: str | None) -> tup
 @click.option("--slo-factor", type=float, default=5.0, show_default=True, help="SLO = so many calls on a whole GPU.")
 @click.option("--gpus", type=int, default=10, show_default=True, help="How many there are.")
 @click.option("--gpu", default="v100", show_default=True, help="Which kind: its SMs and memory, not its speed.")
+@click.option(
+    "--lanes", metavar="P,P", callback=_percents, help="Cut each GPU in advance: 50,25,25.  [default: as needed]"
+)
 @click.option(
     "--policies", default=POLICIES, show_default=True, help="Scalers; with options as in fixed:f=0.6:rho=0.7."
 )
@@ -138,6 +148,7 @@ def _compared(given: dict[str, Any]) -> Comparison:
         slo_factor=given["slo_factor"],
         gpus=given["gpus"],
         gpu=given["gpu"],
+        lanes=given["lanes"],
         cold_start_s=given["cold_start"],
         warmup_s=given["warmup"],
         predictor_error=given["predictor_error"] / 100.0,
