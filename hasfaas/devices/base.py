@@ -247,10 +247,10 @@ class Unkept:
 
 @attrs.frozen
 class DeviceRequest:
-    """A `[[devices]]` table as its device reads it: how many, the memory to use of each (None: all), and the kind's own
-    options, which the device checks."""
+    """A `[[devices]]` table as its device reads it: how many (None: all there are), the memory to use of each (None: all),
+    and the kind's own options, which the device checks."""
 
-    count: int = 1
+    count: int | None = 1
     memory_bytes: int | None = None
     options: Mapping[str, object] = attrs.field(factory=dict, hash=False)
 

@@ -60,7 +60,7 @@ def inventory(request: DeviceRequest) -> Sequence[DeviceInfo]:
     Raises InvalidRequestError for more cores than this process may use, and for a second device of the same cores.
     """
     request.only("cpu", "cores")
-    if request.count != 1:
+    if request.count not in (None, 1):
         raise InvalidRequestError(
             f"devices: count={request.count}: two cpu devices would own the same cores; keep one and use lanes",
             reason="BAD_OPTION",

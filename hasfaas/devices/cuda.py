@@ -25,9 +25,10 @@ keeper = CudaKeeper
 
 
 def inventory(request: DeviceRequest) -> Sequence[DeviceInfo]:
-    """The first `count` GPUs of this machine, or the one that `gpu` names by number or UUID. Other options: `partitions`
-    ("auto", "static", "percentage", "none"), `lanes` (SM percents of lanes cut in advance). Units are known once the keeper
-    has started.
+    """The first `count` GPUs of this machine (None: all), or the one that `gpu` names by number or UUID.
+
+    Other options: `partitions` ("auto", "static", "percentage", "none"), `lanes` (SM percents of lanes cut in advance). Units
+    are known once the keeper has started.
 
     Raises InvalidRequestError for an option, BackendError with the cure where there is no driver, GPU or CuPy.
     """
@@ -57,24 +58,25 @@ def _chosen(gpus: Sequence[nvml.Gpu], request: DeviceRequest) -> Sequence[nvml.G
     wanted = request.options.get("gpu")
     found = list(gpus) if wanted is None else [gpu for gpu in gpus if str(wanted) in (str(gpu.index), gpu.uuid)]
     known = ", ".join(f"{gpu.index} ({gpu.name}, {gpu.uuid})" for gpu in gpus) or "none"
-    if wanted is not None and (len(found) != 1 or request.count != 1):
+    if wanted is not None and (len(found) != 1 or request.count not in (None, 1)):
         raise InvalidRequestError(
             f"devices: gpu={wanted!r} with count={request.count} must name one GPU (a MIG slice by its UUID) of: {known}",
             reason="BAD_OPTION",
         )
-    if not 1 <= request.count <= len(found):
+    count = len(found) if request.count is None else request.count
+    if not 1 <= count <= len(found):
         raise BackendError(
-            f"devices: count={request.count} GPUs are asked for; there are: {known}. Give the container its GPUs "
+            f"devices: count={max(count, 1)} GPUs are asked for; there are: {known}. Give the container its GPUs "
             "(--gpus all), or ask for fewer",
             reason="NO_DEVICE",
         )
-    for gpu in found[: request.count]:
+    for gpu in found[:count]:
         if gpu.compute_mode == "prohibited":
             raise BackendError(
                 f"GPU {gpu.index} is in compute mode 'prohibited': nvidia-smi -i {gpu.index} -c DEFAULT",
                 reason="GPU_PROHIBITED",
             )
-    return found[: request.count]
+    return found[:count]
 
 
 def _info(gpu: nvml.Gpu, request: DeviceRequest) -> DeviceInfo:

@@ -171,7 +171,7 @@ def inventory(request: DeviceRequest) -> Sequence[DeviceInfo]:
             profiles=_profiles(given.get("profile")),
             lanes=given.get("lanes"),
         )
-        for _ in range(request.count)
+        for _ in range(request.count or 1)
     )
 
 

@@ -8,8 +8,7 @@ Times are the stream's: the host's clock where work is done when its call return
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -26,6 +25,7 @@ __all__ = ["PROFILED_CALLS", "Calibration", "Report", "calibrate", "find_modules
 
 PROFILED_CALLS = 3
 NS_PER_MS = 1_000_000
+Span = tuple[object, object]
 # Calls of one module that an invocation makes in a loop, whose end nobody knows while they are measured.
 _ENDLESS = 1_000_000
 
@@ -50,7 +50,7 @@ class Calibration:
 
     For one thread, the one that calls `watch`: calls from another one run ungated and are not measured. Each
     module that the user's code calls from outside any other is calibrated by itself. `gate` is called before
-    units; what it waits is subtracted from every measurement around it.
+    units; what the stream stood still meanwhile is subtracted from every measurement around it.
     """
 
     def __init__(
@@ -59,18 +59,17 @@ class Calibration:
         *,
         target_ms: float = 1.0,
         timer: Timer | None = None,
-        clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._user_gate = gate
         self._target_ns = round(target_ms * NS_PER_MS)
-        self._timer = timer or HostTimer(clock_ns)
-        self._clock_ns = clock_ns
+        self._timer = timer or HostTimer()
         self._roots: list[str] = []
         self._doors: dict[int, Door] = {}
         self._paths: set[str] = set()
         self._tops: dict[int, _Top] = {}
         self._stack: list[_Record] = []
-        self._waited_ns = 0
+        # Marks before and after each gate of the call that is being measured.
+        self._waits: list[Span] = []
         self._invocation = 0
 
     def watch(self, modules: Mapping[str, nn.Module]) -> None:
@@ -120,6 +119,8 @@ class Calibration:
 
     def _profiled(self, door: Door, args: Any, kwargs: Any) -> Any:
         """One timed call of a watched module. A module inside itself is part of its outer call."""
+        if not self._stack:
+            self._waits = []
         self._gate()
         if door.active:
             return door.forward(*args, **kwargs)
@@ -127,29 +128,30 @@ class Calibration:
         record = self._stack[-1].child(door) if self._stack else _Record(door)
         door.active = True
         self._stack.append(record)
-        waited_ns, start = self._waited_ns, self._timer.mark()
+        first_wait, start = len(self._waits), self._timer.mark()
         try:
             result = door.forward(*args, **kwargs)
-            record.spans.append((start, self._timer.mark(), self._waited_ns - waited_ns))
+            record.spans.append((start, self._timer.mark(), (first_wait, len(self._waits))))
             record.calls += 1
         finally:
             self._stack.pop()
             door.active = False
         if top is not None and top.plan is None:
+            waits_ns = [self._timer.elapsed_ns(*wait) for wait in self._waits]
             for inner in record.walk():
-                inner.read(self._timer)
+                inner.read(self._timer, waits_ns)
             top.calls.append(record)
             if len(top.calls) == PROFILED_CALLS and top in self._tops.values():
                 self._settle(top)
         return result
 
     def _gate(self) -> None:
-        """The host waits in a gate, for a device that is drained: the stream's clock stands still as long."""
-        start_ns = self._clock_ns()
+        """On the stream's own clock: while the host waits in a gate, an asynchronous device may well work on."""
+        before = self._timer.mark()
         try:
             self._user_gate()
         finally:
-            self._waited_ns += self._clock_ns() - start_ns
+            self._waits.append((before, self._timer.mark()))
 
     def _open_all(self, name: str, module: nn.Module) -> set[int]:
         """Times the module and all below it. Returns their ids."""
@@ -225,8 +227,8 @@ class _Record:
     time_ns: int = 0
     calls: int = 0
     children: dict[int, _Record] = attrs.field(factory=dict)
-    # (start, end, what its gates waited in between) of each call, until the marks are read.
-    spans: list[tuple[object, object, int]] = attrs.field(factory=list)
+    # (start, end, which of the waits lie in between) of each call, until the marks are read.
+    spans: list[tuple[object, object, tuple[int, int]]] = attrs.field(factory=list)
 
     def child(self, door: Door) -> _Record:
         found = self.children.get(id(door))
@@ -234,9 +236,10 @@ class _Record:
             found = self.children[id(door)] = _Record(door)
         return found
 
-    def read(self, timer: Timer) -> None:
+    def read(self, timer: Timer, waits_ns: Sequence[int]) -> None:
         """Turns the marks into time; on an asynchronous device they are reached only now."""
-        self.time_ns += sum(max(0, timer.elapsed_ns(start, end) - waited) for start, end, waited in self.spans)
+        for start, end, (first, last) in self.spans:
+            self.time_ns += max(0, timer.elapsed_ns(start, end) - sum(waits_ns[first:last]))
         self.spans.clear()
 
     def walk(self) -> Iterator[_Record]:

@@ -352,7 +352,7 @@ class SlotLease:
 
         Takes no lock. On an asynchronous stream it also bounds what runs ahead of it to one burst.
         """
-        if self._asynchronous and self._held:
+        if self._asynchronous:
             self._bound()
         if monotonic_ns() >= self._words[self._end] and self._held:
             self._renew()
@@ -376,7 +376,10 @@ class SlotLease:
 
     def _bound(self) -> None:
         stream, pending = self._stream, self._pending
-        pending.append(stream.record())
+        event = stream.record()
+        if not self._held:
+            return  # nothing to bound, but a graph that is being captured has been cut
+        pending.append(event)
         while pending and stream.query(pending[0]):
             pending.popleft()
         while len(pending) > _OUTSTANDING:

@@ -42,7 +42,7 @@ def request_of(entry: DeviceSettings) -> DeviceRequest:
 def _auto() -> tuple[DeviceInfo, ...]:
     """The GPUs of this machine, or its CPU where it has none that can be used; the log says why."""
     try:
-        return tuple(module_of("cuda").inventory(DeviceRequest()))
+        return tuple(module_of("cuda").inventory(DeviceRequest(count=None)))
     except HasFaasError as exc:
         log.info("serving from the CPU: %s", exc)
         return tuple(module_of("cpu").inventory(DeviceRequest()))

@@ -18,6 +18,7 @@ import pytest
 torch: Any = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
+from hasfaas.devices.base import HostTimer  # noqa: E402
 from hasfaas.executor.gates import PROFILED_CALLS, Calibration, calibrate, find_modules  # noqa: E402
 
 MS = 1_000_000
@@ -73,7 +74,7 @@ def works(*ms: float) -> nn.Sequential:
 
 
 def watched(gate: CountingGate, **modules: nn.Module) -> Calibration:
-    calibration = Calibration(gate, clock_ns=CLOCK)
+    calibration = Calibration(gate, timer=HostTimer(CLOCK))
     calibration.watch(modules)
     return calibration
 
@@ -688,3 +689,58 @@ def test_torch_is_not_imported_to_look() -> None:
         "assert find_modules(print, print) == {}; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+class Counting:
+    """A device's clock that stands still while the host waits in a gate for it: marks count what was launched."""
+
+    def __init__(self) -> None:
+        self.device_ns = 0
+
+    def mark(self) -> object:
+        return self.device_ns
+
+    def elapsed_ns(self, start: object, end: object) -> int:
+        assert isinstance(start, int) and isinstance(end, int)
+        return end - start
+
+
+def test_on_an_asynchronous_device_what_the_host_waits_in_gates_is_the_devices_work() -> None:
+    """Layers of 6 ms are launched at once; a gate waits for the one before. By the host's clock they take no time."""
+    timer = Counting()
+
+    class Layer(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            timer.device_ns += 6_000_000
+            return x
+
+    model = nn.Sequential(*(Layer() for _ in range(10)))
+    calibration = Calibration(CountingGate(), timer=timer)
+    calibration.watch({"model": model})
+    for _ in range(PROFILED_CALLS):
+        calibration.begin()
+        model(torch.zeros(1))
+    [report] = calibration.reports
+    assert report.gates is not None and len(report.gates) == 9
+    assert report.max_distance_ms == pytest.approx(6.0)
+
+
+def test_a_lease_that_is_renewed_in_a_gate_is_no_time_of_a_module() -> None:
+    """The device is idle meanwhile, and its clock goes on."""
+    timer = Counting()
+
+    class Layer(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            timer.device_ns += 400_000
+            return x
+
+    def gate() -> None:
+        timer.device_ns += 50_000_000
+
+    model = nn.Sequential(*(Layer() for _ in range(10)))
+    calibration = Calibration(gate, timer=timer)
+    calibration.watch({"model": model})
+    for _ in range(PROFILED_CALLS):
+        model(torch.zeros(1))
+    [report] = calibration.reports
+    assert report.max_distance_ms == pytest.approx(0.8)
