@@ -8,63 +8,49 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import shutil
 import signal
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 
 from hasfaas.backends.local.backend import LocalBackend
-from hasfaas.core.settings import DeviceSettings, LocalSettings, ScalingSettings, Settings
-from hasfaas.sdk.client import Client, set_default_client
-from hasfaas.wire.v1 import functions_pb2 as pb
+from hasfaas.core.settings import DeviceSettings, LocalSettings, ScalingSettings
+from hasfaas.testing import apps
+from hasfaas.testing.load import Load, used_share
+from hasfaas.testing.running import RunningBackend, settings_in, short_folder
+from hasfaas.testing.waiting import eventually
 
-T = TypeVar("T")
+__all__ = ["APPS", "ROOT", "SUITE_APPS", "Gateway", "Load", "app", "eventually", "gateway", "used_share"]
+
 ROOT = Path(__file__).parents[1]
 APPS = Path(__file__).parent / "apps"
+SUITE_APPS = Path(apps.__path__[0])
 SHM = Path("/dev/shm")
 UNSCALED = ScalingSettings(enabled=False)
 
 
-def eventually(look: Callable[[], T], *, timeout_s: float = 20.0, every_s: float = 0.02) -> T:
-    """What `look` gives once it gives something true; fails with its last answer when it never does."""
-    deadline_s = time.monotonic() + timeout_s
-    while not (found := look()):
-        if time.monotonic() > deadline_s:
-            raise AssertionError(f"not so after {timeout_s:g} s; at last it was {found!r}")
-        time.sleep(every_s)
-    return found
-
-
 def app(name: str) -> Any:
-    """A user's module from tests/apps, imported as a user would: its folder is on the path."""
+    """A user's module of tests/apps, imported as a user would, with its folder on the path; else one of the suite's."""
+    if not (APPS / f"{name}.py").exists():
+        return importlib.import_module(f"hasfaas.testing.apps.{name}")
     if str(APPS) not in sys.path:
         sys.path.insert(0, str(APPS))
     return importlib.import_module(name)
 
 
-class Gateway:
-    """One gateway with its folders, and a client that is this process's default while it runs."""
+class Gateway(RunningBackend):
+    """One gateway of the local backend with its folders, and a client that is this process's default while it runs."""
 
     def __init__(
         self, folder: Path, devices: tuple[DeviceSettings, ...], scaling: ScalingSettings, **local: Any
     ) -> None:
-        self.settings = Settings(
-            state_dir=folder / "s",
-            runtime_dir=folder / "r",
-            devices=devices,
-            local=LocalSettings(**{"linger_s": 60.0, "drain_timeout_s": 10.0} | local),
-            scaling=scaling,
-        )
-        self.said: list[str] = []
+        options = LocalSettings(**{"linger_s": 60.0, "drain_timeout_s": 10.0} | local)
+        super().__init__(settings_in(folder, devices=devices, local=options, scaling=scaling))
         self.local = LocalBackend(self.settings)
-        self.client = Client(self.settings, announce=self.said.append)
 
     @property
     def env(self) -> dict[str, str]:
@@ -82,15 +68,15 @@ class Gateway:
         """Starts it; it stays until told otherwise."""
         self.local.up()
 
-    def use(self, client: Client | None = None) -> None:
-        """Makes this the gateway that decorated functions of this process go to, by its own client or another."""
-        set_default_client(client or self.client)
+    def restart(self) -> None:
+        """Ends the gateway and starts it again, whatever backend its client goes by."""
+        self.local.down()
+        self.up()
 
     def close(self) -> None:
         """Ends it with all its processes, whatever state it is in."""
-        set_default_client(None)
         family = self.family()
-        self.client.run(self.client.close())
+        super().close()
         self.local.down()
         for process in psutil.wait_procs(family, timeout=10.0)[1]:
             process.kill()
@@ -120,53 +106,6 @@ class Gateway:
         """What the gateway `pid` has in shared memory."""
         return list(SHM.glob(f"hasfaas-{os.getuid()}-{pid}-*"))
 
-    def status(self) -> pb.GetStatusResponse:
-        """Devices, functions, replicas."""
-
-        async def ask() -> pb.GetStatusResponse:
-            session = await self.client.session()
-            answer: pb.GetStatusResponse = await self.client.rpc(session.stub.GetStatus(pb.GetStatusRequest()))
-            return answer
-
-        return self.client.run(ask())
-
-    def function(self, name: str) -> pb.FunctionStatus:
-        """One deployed function."""
-        return next(one for one in self.status().functions if one.name == name)
-
-    def deploy_raw(self, request: pb.DeployRequest) -> pb.DeployResponse:
-        """A deploy request as it is, forged or not."""
-
-        async def ask() -> pb.DeployResponse:
-            session = await self.client.session()
-            answer: pb.DeployResponse = await self.client.rpc(session.stub.Deploy(request))
-            return answer
-
-        return self.client.run(ask())
-
-    def replicas(self, name: str, state: str = "ready") -> list[pb.ReplicaStatus]:
-        """The replicas of a function in one state."""
-        return [replica for replica in self.function(name).replicas if replica.state == state]
-
-    def replica(self, name: str) -> pb.ReplicaStatus:
-        """The one ready replica of a function, waited for."""
-
-        def only() -> list[pb.ReplicaStatus]:
-            found = self.replicas(name)
-            return found if len(found) == 1 else []
-
-        return eventually(only)[0]
-
-    def delete(self, *names: str) -> None:
-        """Deletes functions, all without names, and waits until their replicas have gone."""
-
-        async def ask(name: str) -> None:
-            session = await self.client.session()
-            await self.client.rpc(session.stub.DeleteFunction(pb.DeleteFunctionRequest(name=name)))
-
-        for name in names or [one.name for one in self.status().functions]:
-            self.client.run(ask(name))
-
     def logs(self) -> str:
         """The end of every log, for the message of a failed test."""
         files = [self.settings.state_dir / "gateway.log", *(self.settings.state_dir / "logs").glob("*.log")]
@@ -179,61 +118,15 @@ def gateway(
 ) -> Iterator[Gateway]:
     """A gateway over these devices in a new folder, ended and removed afterwards. Its scaler is off unless asked for: a
     function that pauses gets a profile, and most tests are about what nobody else sizes meanwhile."""
-    folder = Path(tempfile.mkdtemp(prefix="hf-", dir="/tmp"))
-    made = Gateway(folder, devices or (DeviceSettings(kind="sim"),), scaling, **local)
-    try:
-        if start:
-            made.up()
-        made.use()
-        yield made
-    except BaseException:
-        print(made.logs())
-        raise
-    finally:
-        made.close()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-class Load:
-    """Keeps calls under way, `width` at a time, until told to stop; `errors` is what failed."""
-
-    def __init__(self, call: Callable[[], Any], width: int) -> None:
-        import threading
-
-        self.done = 0
-        self.errors: list[BaseException] = []
-        self._call = call
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(width)]
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(30.0)
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self._call()
-                self.done += 1
-            except Exception as exc:
-                self.errors.append(exc)
-
-
-def used_share(made: Gateway, names: list[str], seconds: float) -> list[float]:
-    """The share of the time from now on that the one replica of each function holds its lane."""
-
-    def look() -> tuple[int, list[int]]:
-        status = made.status()
-        by_name = {one.name: one for one in status.functions}
-        return status.at_ns, [sum(r.usage.used_ns for r in by_name[name].replicas) for name in names]
-
-    began_ns, before = look()
-    time.sleep(seconds)
-    ended_ns, after = look()
-    return [(b - a) / (ended_ns - began_ns) for a, b in zip(before, after, strict=True)]
+    with short_folder() as folder:
+        made = Gateway(folder, devices or (DeviceSettings(kind="sim"),), scaling, **local)
+        try:
+            if start:
+                made.up()
+            made.use()
+            yield made
+        except BaseException:
+            print(made.logs())
+            raise
+        finally:
+            made.close()

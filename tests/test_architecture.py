@@ -32,6 +32,7 @@ class Room:
     special: Mapping[str, str] = attrs.field(factory=dict, hash=False)
     special_lazy: Mapping[str, str] = attrs.field(factory=dict, hash=False)
     files: str = ""  # single files of rooms that are closed otherwise
+    root: bool = False  # the root package, as users import it
 
     def third_parties(self, file: str, *, lazy: bool) -> set[str]:
         """The third parties that `file` of this room may import, at its top or lazily."""
@@ -70,10 +71,19 @@ ROOMS = {
         third="attrs numpy",
         special_lazy={"kernel.py": "numba", "pictures.py": "matplotlib"},
     ),
-    "backends": Room("core wire devices executor serving node rapp scaling", third="attrs grpc google numpy"),
+    "backends": Room(
+        "core wire devices executor serving node rapp scaling",
+        third="attrs grpc google numpy",
+        special_lazy={"certificates.py": "cryptography"},
+    ),
     "backends.local": Room("core wire serving node backends", third="attrs grpc"),
+    "backends.cluster": Room("core backends", third="attrs"),
     "sdk": Room("core wire", third="attrs numpy cloudpickle grpc google platformdirs"),
     "": Room("core wire sdk", third="attrs"),
+    # Suites for others and for our own tests: what users import, and no room of a server. Nothing imports them.
+    "testing": Room("core wire sdk", third="pytest psutil", root=True),
+    "testing.apps": Room(third="numpy torch", root=True),
+    "testing.backend_conformance": Room("core wire sdk testing testing.apps", third="attrs numpy pytest", root=True),
 }
 # A composition root sees anything, and nobody imports it (but `python -m hasfaas`, which is one itself).
 COMPOSITION_ROOTS = ("sdk/cli.py", "sdk/cli_*.py", "__main__.py")
@@ -177,7 +187,7 @@ def _wrong_of_ours(room: str, file: str, target: tuple[str, ...]) -> str:
     if not is_root(file) and any(is_root(name) for name in (f"{path}.py", f"{path.rpartition('/')[0]}.py")):
         return "imports a composition root, which nobody may"
     other = room_of(target)
-    if is_root(file) or other == room or other in ROOMS[room].ours.split():
+    if is_root(file) or other == room or other in ROOMS[room].ours.split() or (not other and ROOMS[room].root):
         return ""
     if ".".join(target[:2]) in ROOMS[room].files.split():
         return ""
@@ -220,7 +230,11 @@ def test_the_table_has_an_order() -> None:
 
 def _depends(rooms: Mapping[str, Room]) -> dict[str, list[str]]:
     return {
-        name: [*room.ours.split(), *(file.rpartition(".")[0] for file in room.files.split())]
+        name: [
+            *room.ours.split(),
+            *(file.rpartition(".")[0] for file in room.files.split()),
+            *([""] if room.root else []),
+        ]
         for name, room in rooms.items()
     }
 
@@ -282,6 +296,9 @@ def test_a_pure_file_is_where_the_table_looks(glob: str) -> None:
         ("sdk/client.py", "from hasfaas.sdk.cli_show import table", "imports a composition root"),
         ("sdk/cli.py", "import pandas", "(sdk) may not import pandas at its top"),
         ("__init__.py", "from hasfaas.serving import gateway", "(the root package) may not import serving"),
+        ("sdk/client.py", "from hasfaas.testing.running import started", "(sdk) may not import testing"),
+        ("testing/running.py", "from hasfaas.backends.local import backend", "(testing) may not import backends.local"),
+        ("testing/apps/verbs.py", "from hasfaas.sdk import client", "(testing.apps) may not import sdk"),
     ],
 )
 def test_a_planted_violation_is_found(file: str, source: str, complaint: str) -> None:
@@ -317,6 +334,7 @@ def test_a_planted_violation_is_found(file: str, source: str, complaint: str) ->
         ("simulator/engine.py", "from hasfaas.serving import batching\nfrom hasfaas.executor.quota import Timing"),
         ("__main__.py", "from hasfaas.sdk.cli import main"),
         ("__init__.py", "from hasfaas.sdk.function import function"),
+        ("testing/apps/verbs.py", "import numpy as np\nfrom hasfaas import function"),
     ],
 )
 def test_what_the_table_allows_passes(file: str, source: str) -> None:
@@ -325,7 +343,7 @@ def test_what_the_table_allows_passes(file: str, source: str) -> None:
 
 # grpc itself imports the empty tops of grpc_health and grpc_reflection; their services lie below.
 HEAVY = "torch ray cupy click rich sklearn matplotlib PIL grpc_health.v1 grpc_reflection.v1alpha"
-SERVER_ROOMS = "serving node executor devices backends.local"
+SERVER_ROOMS = "serving node executor devices backends.local backends.cluster"
 no_package_yet = pytest.mark.skipif(
     not (ROOT / PACKAGE / "__init__.py").exists(), reason="the package has no __init__.py yet"
 )

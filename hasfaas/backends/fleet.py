@@ -32,7 +32,7 @@ from hasfaas.core.errors import (
     NotFoundError,
     PlacementError,
 )
-from hasfaas.core.signing import load_or_create_key, verify
+from hasfaas.core.signing import load_or_create_key, sign, verify
 from hasfaas.core.state import ReplicaState, move
 from hasfaas.executor.config import EXIT_DEVICE_FAILED
 from hasfaas.node.agent import NodeAgent, Replica
@@ -99,6 +99,9 @@ class Fleet:
 
     def verify(self, bundle: bytes, signature: bytes) -> None:
         verify(load_or_create_key(self._key_path), bundle, signature)
+
+    def sign(self, bundle: bytes) -> bytes:
+        return sign(load_or_create_key(self._key_path), bundle)
 
     async def deploy(self, record: FunctionRecord, *, warm: bool) -> None:
         path = self._store.bundle_path(record.bundle_sha256)

@@ -15,7 +15,7 @@
     ├── CancelledError            the caller took the call back
     ├── UnavailableError          no gateway, no replica, or it died (also a ConnectionError)
     ├── ConflictError             another version was deployed in between
-    ├── AuthError                 the bundle's signature is missing or wrong (also a PermissionError)
+    ├── AuthError                 a token or a bundle's signature is missing or wrong (also a PermissionError)
     └── BackendError              hasfaas itself failed
 
 Each message names the field, the value and the cure. `reason` is the UPPER_SNAKE word that travels on the wire.
@@ -186,7 +186,8 @@ class ConflictError(HasFaasError):
 
 
 class AuthError(HasFaasError, PermissionError):
-    """The caller or the bundle is not trusted."""
+    """The caller or the bundle is not trusted. A token's reasons: NO_TOKEN, BAD_TOKEN, EXPIRED_TOKEN, and SCOPE for a right
+    that it does not give."""
 
     default_reason = "SIGNATURE_INVALID"
 

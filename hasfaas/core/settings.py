@@ -14,7 +14,7 @@ from typing import Any
 
 import attrs
 
-from hasfaas.core import keys
+from hasfaas.core import addresses, keys
 from hasfaas.core.errors import InvalidRequestError
 from hasfaas.core.keys import ANY, Leaves, Place, Reader, Schema, Source
 from hasfaas.core.memory import parse_memory
@@ -171,6 +171,53 @@ class ScalingSettings:
     log_segments: int = attrs.field(default=4, validator=keys.whole("files", 1, 1000))
 
 
+def _read_address(place: Place, value: object) -> str:
+    try:
+        addresses.split(value if isinstance(value, str) else "")
+    except ValueError as exc:
+        raise place.refuse(value, 'give "host:port", such as "127.0.0.1:7070" or "[::1]:7070"') from exc
+    return str(value)
+
+
+def _read_addresses(place: Place, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple):
+        raise place.refuse(value, 'give a list of "host:port"')
+    return tuple(_read_address(place, address) for address in value)
+
+
+@attrs.frozen
+class NetworkSettings:
+    """The `[network]` table: where a gateway also listens, besides the unix socket of its user.
+
+    Without `listen` it does not. `cert_file` and `key_file` are its certificate for TLS and the key of that (PEM; made by
+    `hasfaas certs init`); `tokens_file` holds the tokens that it accepts (`hasfaas token create`).
+    """
+
+    listen: str | None = attrs.field(default=None, validator=keys.optional(Reader(_read_address, is_text=True)))
+    cert_file: Path | None = attrs.field(default=None, validator=keys.optional(keys.path()))
+    key_file: Path | None = attrs.field(default=None, validator=keys.optional(keys.path()))
+    tokens_file: Path | None = attrs.field(default=None, validator=keys.optional(keys.path()))
+
+    def __attrs_post_init__(self) -> None:
+        if (self.cert_file is None) != (self.key_file is None):
+            missing, given = ("key_file", "cert_file") if self.key_file is None else ("cert_file", "key_file")
+            cure = f"network.{given} is set, and one is of no use without the other; set both, or neither"
+            raise Place(path=("network", missing)).refuse(None, cure)
+
+
+@attrs.frozen
+class ClusterSettings:
+    """The `[cluster]` table: gateways on other machines, for `backend = "cluster"`.
+
+    `addresses` are tried in their order. `ca_file` (PEM) is the authority that must have made their certificates, no other is
+    believed; `token_file` holds this user's token.
+    """
+
+    addresses: tuple[str, ...] = attrs.field(default=(), validator=Reader(_read_addresses))
+    ca_file: Path | None = attrs.field(default=None, validator=keys.optional(keys.path()))
+    token_file: Path | None = attrs.field(default=None, validator=keys.optional(keys.path()))
+
+
 def schema_of(cls: type[attrs.AttrsInstance]) -> Schema:
     """The keys of a settings class: its fields and their readers."""
     return {field.name: field.validator for field in attrs.fields(cls) if isinstance(field.validator, Reader)}
@@ -270,6 +317,12 @@ class Settings:
     scaling: ScalingSettings = attrs.field(
         factory=ScalingSettings, validator=attrs.validators.instance_of(ScalingSettings)
     )
+    network: NetworkSettings = attrs.field(
+        factory=NetworkSettings, validator=attrs.validators.instance_of(NetworkSettings)
+    )
+    cluster: ClusterSettings = attrs.field(
+        factory=ClusterSettings, validator=attrs.validators.instance_of(ClusterSettings)
+    )
     devices: tuple[DeviceSettings, ...] = attrs.field(default=(DeviceSettings(),), validator=Reader(_read_devices))
     functions: Mapping[str, Mapping[str, object]] = attrs.field(
         factory=dict, validator=Reader(_read_functions), hash=False
@@ -308,7 +361,12 @@ class Settings:
         return build(keys.read_table(SCHEMA, Place(source), table))
 
 
-_TABLES: Mapping[str, type[attrs.AttrsInstance]] = {"local": LocalSettings, "scaling": ScalingSettings}
+_TABLES: Mapping[str, type[attrs.AttrsInstance]] = {
+    "local": LocalSettings,
+    "scaling": ScalingSettings,
+    "network": NetworkSettings,
+    "cluster": ClusterSettings,
+}
 
 SCHEMA: Schema = {
     **{name: entry for name, entry in schema_of(Settings).items() if name != "functions"},

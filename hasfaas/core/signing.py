@@ -1,7 +1,7 @@
 """Who may put code into a replica: HMAC-SHA256 over a bundle, with a key that only this user can read.
 
-Law: a bundle is verified before a byte of it is interpreted, in constant time, and an unsafe key file is
-never used.
+A deployer on another machine has no such key, and proves with a key made of its token that a deploy is its own. Law: a bundle
+is verified before a byte of it is interpreted, in constant time, and an unsafe key file is never used.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import hmac
 import os
 import secrets
-import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from hasfaas.core.errors import AuthError
+from hasfaas.core.own_file import read_own
 
 KEY_BYTES = 32
 # Domain separation: a tag made for a bundle is of no use anywhere else that this key may sign one day.
 _DOMAIN = b"hasfaas/bundle/v1\x00"
+_PROOF_DOMAIN = b"hasfaas/deploy/v1\x00"
 
 
 def sign(key: bytes, blob: bytes) -> bytes:
@@ -35,6 +37,25 @@ def verify(key: bytes, blob: bytes, signature: bytes) -> None:
         raise AuthError(
             "signature: it does not belong to this bundle and key, so nothing of the bundle was read; it "
             "was altered, or signed with another key: deploy it again as the user who runs the replicas"
+        )
+
+
+def prove(key: bytes, parts: Sequence[bytes]) -> bytes:
+    """The 32-byte proof that whoever holds `key` asks for a deploy made of these parts, each counted with its length."""
+    _check_length(key, "a token's signing key")
+    tag = hmac.new(key, _PROOF_DOMAIN, "sha256")
+    for part in parts:
+        tag.update(len(part).to_bytes(8, "big"))
+        tag.update(part)
+    return tag.digest()
+
+
+def check_proof(key: bytes, parts: Sequence[bytes], proof: bytes) -> None:
+    """Returns when `proof` is that of `prove`. Raises AuthError when it is missing or wrong."""
+    if not hmac.compare_digest(prove(key, parts), proof):
+        raise AuthError(
+            "signature: it does not belong to this deploy and token, so nothing of the bundle was read; it was altered on "
+            "its way, or signed with another token: deploy it again"
         )
 
 
@@ -69,24 +90,7 @@ def _create(path: Path) -> None:
 
 
 def _read(path: Path) -> bytes:
-    folder_mode = path.parent.stat().st_mode
-    if folder_mode & 0o022 and not folder_mode & stat.S_ISVTX:
-        raise AuthError(
-            f"signing key folder {path.parent} can be written by others, who could replace the key: "
-            f"chmod go-w {path.parent}"
-        )
-    with open(path, "rb") as file:  # noqa: PTH123 - the checks must be about the file that is read
-        status = os.fstat(file.fileno())
-        key = file.read(KEY_BYTES + 1)
-    if status.st_uid != os.geteuid():
-        raise AuthError(
-            f"signing key {path} belongs to user {status.st_uid}, not to {os.geteuid()}: remove it and deploy again"
-        )
-    if status.st_mode & 0o077:
-        raise AuthError(
-            f"signing key {path} has mode {stat.S_IMODE(status.st_mode):04o}, so others can read it: "
-            "remove it and deploy again (a new one is made), or chmod 600 if nobody has seen it"
-        )
+    key = read_own(path, "signing key", "remove it and deploy again (a new one is made)", most_bytes=KEY_BYTES + 1)
     _check_length(key, f"signing key {path}", exact=True)
     return key
 

@@ -14,7 +14,7 @@ GROUP = "hasfaas.backends"
 
 
 class Endpoint(Protocol):
-    """Where a gateway listens, and whether it is this user's own."""
+    """Where a gateway listens, whether to trust it, and what it wants to see (backends/base.py says it in full)."""
 
     @property
     def address(self) -> str: ...
@@ -23,7 +23,16 @@ class Endpoint(Protocol):
     def trusted(self) -> bool: ...
 
     @property
+    def same_host(self) -> bool: ...
+
+    @property
     def frames(self) -> Path | None: ...
+
+    @property
+    def roots(self) -> bytes | None: ...
+
+    @property
+    def token_file(self) -> Path | None: ...
 
 
 class Backend(Protocol):

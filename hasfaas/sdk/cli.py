@@ -14,6 +14,7 @@ import click
 
 from hasfaas.core.errors import HasFaasError
 from hasfaas.core.version import VERSION
+from hasfaas.sdk.cli_certs import certs
 from hasfaas.sdk.cli_config import config
 from hasfaas.sdk.cli_deploy import delete, deploy
 from hasfaas.sdk.cli_doctor import doctor
@@ -28,6 +29,7 @@ from hasfaas.sdk.cli_replay import replay
 from hasfaas.sdk.cli_replicas import logs, ps, scale
 from hasfaas.sdk.cli_shell import Shell, exit_code, report
 from hasfaas.sdk.cli_simulate import simulate
+from hasfaas.sdk.cli_token import token
 
 # As a shell reports a process that ended by SIGINT or SIGPIPE.
 INTERRUPTED, NOBODY_READS = 130, 141
@@ -100,6 +102,8 @@ for _command in (
     delete,
     rapp,
     doctor,
+    token,
+    certs,
     config,
 ):
     cli.add_command(_command)

@@ -17,11 +17,12 @@ from typing import Any, Protocol, TypeVar
 import attrs
 import grpc
 
-from hasfaas.core.errors import FunctionError, HasFaasError, NotFoundError, UnavailableError
+from hasfaas.core.errors import AuthError, FunctionError, HasFaasError, NotFoundError, UnavailableError
 from hasfaas.core.lease import host
 from hasfaas.core.settings import Settings, handed_over
-from hasfaas.core.signing import load_or_create_key, sign
+from hasfaas.core.signing import load_or_create_key, prove, sign
 from hasfaas.core.spec import FunctionSpec
+from hasfaas.core.tokens import SCOPE
 from hasfaas.sdk.backends import Backend, Endpoint, find_backend
 from hasfaas.sdk.call import as_raised
 from hasfaas.sdk.frame_session import FrameSession
@@ -29,6 +30,7 @@ from hasfaas.sdk.grpc_session import GrpcSession
 from hasfaas.sdk.session import GATEWAY_LOST, Request, Session, error_of
 from hasfaas.wire import payload as payloads
 from hasfaas.wire.convert import payload_to_proto, spec_to_proto
+from hasfaas.wire.deploy_proof import signed_parts
 from hasfaas.wire.payload import Payload
 from hasfaas.wire.v1 import functions_pb2 as pb
 
@@ -216,19 +218,30 @@ class Client:
 
     async def deploy(self, function: Deployable, *, warm: bool) -> pb.DeployResponse:
         """Deploys a function; with `warm`, waits until a replica is ready, so that what keeps it from starting is raised."""
-        key = load_or_create_key(self.settings.state_dir / KEY_FILE)
         request = pb.DeployRequest(
             name=function.name,
             version=function.version,
             spec=spec_to_proto(function.spec),
             bundle=function.bundle,
-            signature=sign(key, function.bundle),
             warm=warm,
         )
         session = await self.session()
+        await self.sign(request, session)
         answer: pb.DeployResponse = await self.rpc(session.stub.Deploy(request))
         self._deployed[function.name] = function.version
         return answer
+
+    async def sign(self, request: pb.DeployRequest, session: Session | None = None) -> None:
+        """Signs with the key of this user, or where another machine's gateway cannot have that, with the token's: that is
+        good for one deploy, at the gateway of `session`."""
+        session = session or await self.session()
+        if session.token is None:
+            key = load_or_create_key(self.settings.state_dir / KEY_FILE)
+            request.signature = sign(key, request.bundle)
+            return
+        begun: pb.BeginDeployResponse = await self.rpc(session.stub.BeginDeploy(pb.BeginDeployRequest()))
+        request.challenge = begun.challenge
+        request.signature = prove(session.token.signing_key, signed_parts(request))
 
     async def status(self, name: str = "") -> pb.ListFunctionsResponse:
         """What is deployed: one function, or all, with replicas and usage."""
@@ -318,6 +331,12 @@ class Client:
             return await call
         except grpc.aio.AioRpcError as exc:
             raise as_raised(error_of(exc), trusted=self._trusted) from None
+        except asyncio.CancelledError:
+            # A session that breaks takes its channel along, and gRPC calls that a cancellation; ours has somebody who asked.
+            session, task = self._sessions.get(asyncio.get_running_loop()), asyncio.current_task()
+            if session is None or session.why_broken is None or task is None or task.cancelling():
+                raise
+            raise type(session.why_broken)(session.why_broken.message, reason=session.why_broken.reason) from None
 
     async def _built(self, source: Source) -> Deployable:
         if source.built is not None:
@@ -326,8 +345,15 @@ class Client:
         return await self._together(("build", source), lambda: asyncio.to_thread(source.deployable))
 
     async def _ensure_deployed(self, function: Deployable) -> None:
-        if self._deployed.get(function.name) != function.version:
+        if self._deployed.get(function.name) == function.version:
+            return
+        try:
             await self._together(("deploy", function.version), lambda: self.deploy(function, warm=False))
+        except AuthError as exc:
+            if exc.reason != SCOPE:
+                raise
+            # A token to call with, and not to deploy with: the same version, deployed by somebody else, is as good.
+            self._deployed[function.name] = function.version
 
     async def _together(self, key: Hashable, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Calls that need the same thing first share one task for it."""
@@ -365,9 +391,9 @@ class Client:
     async def _open(self) -> Session:
         endpoint = await asyncio.to_thread(self._find)
         if endpoint.frames is not None:
-            session: Session = await FrameSession.open(endpoint.address, endpoint.frames)
+            session: Session = await FrameSession.open(endpoint, endpoint.frames)
         else:
-            session = GrpcSession(endpoint.address, same_host=endpoint.trusted)
+            session = GrpcSession(endpoint)
         self._sessions[asyncio.get_running_loop()] = session
         return session
 

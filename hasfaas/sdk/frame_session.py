@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hasfaas.core.errors import HasFaasError, InvalidRequestError, UnavailableError
+from hasfaas.sdk.backends import Endpoint
 from hasfaas.sdk.session import GATEWAY_LOST, Request, Session
 from hasfaas.wire import frames
 from hasfaas.wire.frames import Frame, FrameKind, RawPayload
@@ -21,14 +22,14 @@ from hasfaas.wire.tensors import Buffer
 class FrameSession(Session):
     """One connected unix socket."""
 
-    def __init__(self, address: str) -> None:
-        super().__init__(address, same_host=True)
+    def __init__(self, endpoint: Endpoint) -> None:
+        super().__init__(endpoint)
         self._line = _Line(self)
 
     @classmethod
-    async def open(cls, address: str, socket: Path) -> FrameSession:
+    async def open(cls, endpoint: Endpoint, socket: Path) -> FrameSession:
         """Connects. Raises UnavailableError (GATEWAY_LOST) when nobody listens."""
-        session = cls(address)
+        session = cls(endpoint)
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: session._line, str(socket))
         except OSError as exc:

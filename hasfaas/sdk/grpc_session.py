@@ -10,8 +10,9 @@ from typing import Any
 import attrs
 import grpc
 
-from hasfaas.core.errors import UnavailableError
-from hasfaas.sdk.session import GATEWAY_LOST, Request, Session
+from hasfaas.core.errors import AuthError, HasFaasError, UnavailableError
+from hasfaas.sdk.backends import Endpoint
+from hasfaas.sdk.session import GATEWAY_LOST, Request, Session, error_of
 from hasfaas.wire.lots import lot
 from hasfaas.wire.payload import blob_bytes
 from hasfaas.wire.status import from_status
@@ -35,8 +36,8 @@ class _Receiving:
 class GrpcSession(Session):
     """One multiplexed stream."""
 
-    def __init__(self, address: str, *, same_host: bool) -> None:
-        super().__init__(address, same_host=same_host)
+    def __init__(self, endpoint: Endpoint) -> None:
+        super().__init__(endpoint)
         self._out: deque[pb.SessionCall] = deque()
         self._some = asyncio.Event()
         self._receiving: dict[int, _Receiving] = {}
@@ -95,17 +96,19 @@ class GrpcSession(Session):
             return  # the reader hears of it with the reason
 
     async def _read(self) -> None:
-        why = "the gateway closed the session"
+        why: HasFaasError = UnavailableError("the gateway closed the session", reason=GATEWAY_LOST)
         try:
             async for response in self._stream:
                 for frame in response.frames:
                     self._take(frame)
         except grpc.aio.AioRpcError as exc:
-            why = f"the gateway cannot be reached: {exc.details()}"
+            told = error_of(exc)
+            lost = UnavailableError(f"the gateway cannot be reached: {exc.details()}", reason=GATEWAY_LOST)
+            why = told if isinstance(told, AuthError) else lost
         except asyncio.CancelledError:
-            why = "the session was closed"
+            why = UnavailableError("the session was closed", reason=GATEWAY_LOST)
         finally:
-            self._break(UnavailableError(why, reason=GATEWAY_LOST))
+            self._break(why)
             self._tasks[0].cancel()
         await self._channel.close(None)
 

@@ -16,6 +16,8 @@ import grpc
 from google.rpc import status_pb2
 
 from hasfaas.core.errors import DeadlineError, HasFaasError, InvalidRequestError, UnavailableError
+from hasfaas.sdk.backends import Endpoint
+from hasfaas.sdk.token_channel import TokenChannel, read_token
 from hasfaas.wire import payload as payloads
 from hasfaas.wire.payload import Payload
 from hasfaas.wire.segments import THRESHOLD_BYTES, Segment, SegmentPool, SegmentReader
@@ -33,6 +35,26 @@ CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),
 ]
+NETWORK_OPTIONS = [
+    *CHANNEL_OPTIONS,
+    # A gateway whose machine is gone says nothing: it is asked, and given up within 20 s. (gRPC asks by another ping too, to
+    # measure the line, which it would wait for a minute.)
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # An address is the gateway's own, and no proxy's business.
+    ("grpc.enable_http_proxy", 0),
+]
+
+
+def _channel(endpoint: Endpoint) -> grpc.aio.Channel:
+    if endpoint.same_host:
+        return grpc.aio.insecure_channel(endpoint.address, options=CHANNEL_OPTIONS)
+    if endpoint.roots is None:
+        return grpc.aio.insecure_channel(endpoint.address, options=NETWORK_OPTIONS)
+    tls = grpc.ssl_channel_credentials(root_certificates=endpoint.roots)
+    return grpc.aio.secure_channel(endpoint.address, tls, options=NETWORK_OPTIONS)
 
 
 def error_of(exc: grpc.aio.AioRpcError) -> HasFaasError:
@@ -86,19 +108,21 @@ class Many:
 
 
 class Session(abc.ABC):
-    """Belongs to the event loop it was made on; `broken` once the gateway has gone."""
+    """Belongs to the event loop it was made on; `broken` once the gateway has gone, and `why_broken` says why."""
 
-    def __init__(self, address: str, *, same_host: bool) -> None:
-        """`address` is the gateway's, as gRPC writes it. With `same_host` it runs as this user on this machine, and large
-        payloads go through shared memory."""
+    def __init__(self, endpoint: Endpoint) -> None:
+        """On the same host, large payloads go through shared memory. Raises AuthError for a token that cannot be read."""
         self.broken = False
-        self._pool = SegmentPool() if same_host else None
+        self.why_broken: HasFaasError | None = None
+        self.token = read_token(endpoint.token_file) if endpoint.token_file is not None else None
+        self._pool = SegmentPool() if endpoint.same_host else None
         self._reader = SegmentReader()
         self._ids = itertools.count(1)
         self._pending: dict[int, One | Many] = {}
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._channel = _channel(endpoint)
         # For everything but calls.
-        self.stub = functions_pb2_grpc.FunctionServiceStub(self._channel)
+        shown: Any = self._channel if self.token is None else TokenChannel(self._channel, self.token)
+        self.stub = functions_pb2_grpc.FunctionServiceStub(shown)
 
     async def call(self, request: Request) -> Payload:
         """One answer. Raises the call's own error, UnavailableError when the gateway goes away with the call in it.
@@ -211,9 +235,9 @@ class Session(abc.ABC):
         if pending is not None:
             pending.put(error)
 
-    def _break(self, why: UnavailableError) -> None:
-        """The gateway has gone."""
-        self.broken = True
+    def _break(self, why: HasFaasError) -> None:
+        """The gateway has gone, or takes nothing from this client."""
+        self.broken, self.why_broken = True, why
         for pending in self._pending.values():
             pending.put(why)
 

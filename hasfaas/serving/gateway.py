@@ -11,19 +11,18 @@ import hashlib
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 import attrs
-import grpc
 from google.rpc import status_pb2
-from grpc_status import rpc_status
 
-from hasfaas.core.errors import HasFaasError, InvalidRequestError, NotFoundError
+from hasfaas.core.errors import AuthError, HasFaasError, InvalidRequestError, NotFoundError
 from hasfaas.core.spec import Kind, check_name
+from hasfaas.core.tokens import SCOPE
 from hasfaas.core.version import VERSION
 from hasfaas.serving.client_calls import ClientCalls, Intake
+from hasfaas.serving.failure import Context, StatusError, abort, guard
 from hasfaas.serving.ports import Control, FunctionRecord, Point, Profiling, Scaling, Sizing, Store
 from hasfaas.serving.router import Call, Router
 from hasfaas.serving.views import device_to_proto, function_to_proto, news_to_proto
@@ -31,19 +30,31 @@ from hasfaas.wire import bundle as bundles
 from hasfaas.wire.convert import spec_from_proto
 from hasfaas.wire.frames import RawPayload
 from hasfaas.wire.lots import lot
-from hasfaas.wire.payload import blob_bytes
-from hasfaas.wire.status import from_status, to_status, trimmed
+from hasfaas.wire.payload import Codec, blob_bytes
+from hasfaas.wire.status import from_status, to_status
 from hasfaas.wire.v1 import functions_pb2 as pb
 from hasfaas.wire.v1 import functions_pb2_grpc, payload_pb2
 
-T = TypeVar("T")
-Context = grpc.aio.ServicerContext[Any, Any]
 CHUNK_BYTES = 1 << 20
 # A session may hold so many bytes of half-received arguments.
 MAX_PARTIAL_BYTES = 1 << 30
-# A status travels in the trailing metadata, of which gRPC takes 8 KiB, base64 included.
-MAX_TRAILER_BYTES = 4096
 DEFAULT_POINTS = 16
+
+
+@attrs.frozen
+class Terms:
+    """What a caller may send: names of shared segments of this host, and pickles, which run code where they are read."""
+
+    segments: bool = True
+    pickles: bool = True
+
+
+@attrs.frozen
+class Admitted:
+    """A deploy whose deployer is known: the signature that replicas check, and the interpreter they run on."""
+
+    signature: bytes
+    python: str
 
 
 class UnarySink:
@@ -68,14 +79,6 @@ class UnarySink:
     def _fail(self, exc: HasFaasError, status: bytes | None = None) -> None:
         if not self.future.done():
             self.future.set_exception(StatusError(status or to_status(exc).SerializeToString()))
-
-
-class StatusError(Exception):
-    """A serialised google.rpc.Status on its way out."""
-
-    def __init__(self, status: bytes) -> None:
-        super().__init__()
-        self.status = status
 
 
 class StreamSink:
@@ -130,11 +133,11 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
     # -- calls -------------------------------------------------------------------------------------------------------
 
     async def Invoke(self, request: pb.InvokeRequest, context: Context) -> pb.InvokeResponse:  # noqa: N802
-        return await _guard(context, self._invoke(request, context))
+        return await guard(context, self._invoke(request, context))
 
     async def _invoke(self, request: pb.InvokeRequest, context: Context) -> pb.InvokeResponse:
         sink = UnarySink()
-        call = self._submit(request, _raw(request.arguments), sink, context)
+        call = self._submit(request, sink, context)
         try:
             payload = await sink.future
         finally:
@@ -148,14 +151,14 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
         sink = StreamSink()
         call: Call | None = None
         try:
-            call = self._submit(request.call, _raw(request.call.arguments), sink, context)
+            call = self._submit(request.call, sink, context)
             while (item := await sink.queue.get()) is not None:
                 if isinstance(item, StatusError):
                     raise item
                 yield pb.InvokeStreamResponse(item=_to_proto(item))
                 self._router.credit(call, 1)
         except (HasFaasError, StatusError) as exc:
-            await _abort(context, exc)
+            await abort(context, exc)
         finally:
             if call is not None:
                 self._router.cancel(call)
@@ -163,7 +166,10 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
     async def Session(  # type: ignore[override]  # noqa: N802 - the reader and writer style of grpc.aio
         self, request_iterator: AsyncIterator[pb.SessionRequest], context: Context
     ) -> None:
-        session = _Session(self.intake)
+        try:
+            session = _Session(self.intake, self._terms(context))
+        except HasFaasError as exc:
+            await abort(context, exc)
         writer = asyncio.ensure_future(session.write_to(context))
         try:
             async for request in request_iterator:
@@ -176,7 +182,12 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
             session.close()
             writer.cancel()
 
-    def _submit(self, request: pb.InvokeRequest, raw: RawPayload, sink: object, context: Context) -> Call:
+    def _terms(self, context: Context) -> Terms:
+        """What the caller of an RPC may send. Here it runs as this user on this host."""
+        return Terms()
+
+    def _submit(self, request: pb.InvokeRequest, sink: object, context: Context) -> Call:
+        raw = _raw(request.arguments, self._terms(context))
         left_s = context.time_remaining()
         wanted_s = request.timeout_s or None
         timeout_s = min((s for s in (left_s, wanted_s) if s is not None), default=None)
@@ -186,25 +197,39 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
 
     # -- functions ---------------------------------------------------------------------------------------------------
 
-    async def Deploy(self, request: pb.DeployRequest, context: Context) -> pb.DeployResponse:  # noqa: N802
-        # A deployer who leaves must not leave a half of it behind, so it goes on to its end.
-        task = asyncio.ensure_future(self._deploy(request))
-        self._deploying.add(task)
-        task.add_done_callback(self._deploying.discard)
-        return await _guard(context, asyncio.shield(task))
+    async def BeginDeploy(  # noqa: N802
+        self, request: pb.BeginDeployRequest, context: Context
+    ) -> pb.BeginDeployResponse:
+        why = InvalidRequestError("deploys of this host are signed with its user's key, and without a challenge")
+        await abort(context, why)
 
-    async def _deploy(self, request: pb.DeployRequest) -> pb.DeployResponse:
+    async def Deploy(self, request: pb.DeployRequest, context: Context) -> pb.DeployResponse:  # noqa: N802
+        return await guard(context, self._deploy(request, context))
+
+    async def _deploy(self, request: pb.DeployRequest, context: Context) -> pb.DeployResponse:
         self.intake.used()
         check_name(request.name)
+        admitted = self._admit(request, context)
+        # A deployer who leaves must not leave a half of it behind, so it goes on to its end.
+        task = asyncio.ensure_future(self._deploy_in_turn(request, admitted))
+        self._deploying.add(task)
+        task.add_done_callback(self._deploying.discard)
+        return await asyncio.shield(task)
+
+    def _admit(self, request: pb.DeployRequest, context: Context) -> Admitted:
+        """Checks who signed the bundle, before anything of it is read. Raises AuthError."""
+        self._control.verify(request.bundle, request.signature)
+        return Admitted(request.signature, bundles.read_manifest(request.bundle).python)
+
+    async def _deploy_in_turn(self, request: pb.DeployRequest, admitted: Admitted) -> pb.DeployResponse:
         async with self._changing(request.name):
-            return await self._deploy_alone(request)
+            return await self._deploy_alone(request, admitted)
 
     def _changing(self, name: str) -> asyncio.Lock:
         """Held while a function is deployed, scaled or deleted: one change after the other."""
         return self._changes.setdefault(name, asyncio.Lock())
 
-    async def _deploy_alone(self, request: pb.DeployRequest) -> pb.DeployResponse:
-        self._control.verify(request.bundle, request.signature)
+    async def _deploy_alone(self, request: pb.DeployRequest, admitted: Admitted) -> pb.DeployResponse:
         manifest = bundles.read_manifest(request.bundle)
         if (manifest.name, manifest.version) != (request.name, request.version):
             raise InvalidRequestError(
@@ -216,10 +241,10 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
             version=request.version,
             kind=_kind(manifest.kind),
             spec=spec_from_proto(request.spec),
-            python=manifest.python,
+            python=admitted.python,
             packages=tuple(name for name, _ in manifest.fingerprint.packages),
             bundle_sha256=hashlib.sha256(request.bundle).hexdigest(),
-            signature=request.signature,
+            signature=admitted.signature,
             sizing=known.sizing if known else Sizing(),
         )
         changed = known is None or known.version != record.version or known.spec != record.spec
@@ -243,7 +268,7 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
             records = [self.record(request.name)] if request.name else self._store.all()
             return pb.ListFunctionsResponse(functions=[self._status(r) for r in records], at_ns=time.monotonic_ns())
 
-        return await _guard(context, answer())
+        return await guard(context, answer())
 
     async def DeleteFunction(  # noqa: N802
         self, request: pb.DeleteFunctionRequest, context: Context
@@ -256,7 +281,7 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
                 await self._control.delete(name)
             return pb.DeleteFunctionResponse()
 
-        return await _guard(context, answer())
+        return await guard(context, answer())
 
     async def ScaleFunction(  # noqa: N802
         self, request: pb.ScaleFunctionRequest, context: Context
@@ -281,7 +306,7 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
             fresh = self.record(record.name)
             return pb.ScaleFunctionResponse(function=self._status(fresh), applied_ms=applied_ms)
 
-        return await _guard(context, answer())
+        return await guard(context, answer())
 
     async def StreamLogs(  # noqa: N802
         self, request: pb.StreamLogsRequest, context: Context
@@ -289,7 +314,7 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
         try:
             name = self.record(request.name).name
         except HasFaasError as exc:
-            await _abort(context, exc)
+            await abort(context, exc)
         positions: dict[Path, int] = {}
         while True:
             for replica_id, path in self._control.logs(name):
@@ -310,7 +335,7 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
                 record,
                 device=request.device,
                 points=request.points or DEFAULT_POINTS,
-                arguments=_raw(request.arguments) if request.HasField("arguments") else None,
+                arguments=_raw(request.arguments, self._terms(context)) if request.HasField("arguments") else None,
                 at=[Point(point.batch, point.sm_percent, point.quota_percent) for point in request.at],
             )
             # Whoever leaves takes the replica along that measures for them.
@@ -319,7 +344,7 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
                     self.intake.used()
                     yield news_to_proto(each)
         except HasFaasError as exc:
-            await _abort(context, exc)
+            await abort(context, exc)
 
     async def GetProfile(  # noqa: N802
         self, request: pb.GetProfileRequest, context: Context
@@ -329,7 +354,7 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
             profile = self._profiling.get(record, request.device)
             return pb.GetProfileResponse(name=record.name, version=record.version, profile_json=profile)
 
-        return await _guard(context, answer())
+        return await guard(context, answer())
 
     async def ExplainFunction(  # noqa: N802
         self, request: pb.ExplainFunctionRequest, context: Context
@@ -337,7 +362,7 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
         async def answer() -> pb.ExplainFunctionResponse:
             return pb.ExplainFunctionResponse(explanation_json=self._scaling.explain(self.record(request.name)))
 
-        return await _guard(context, answer())
+        return await guard(context, answer())
 
     async def GetStatus(  # noqa: N802
         self, request: pb.GetStatusRequest, context: Context
@@ -383,8 +408,9 @@ class _Partial:
 class _Session:
     """Many calls of one client on one gRPC stream."""
 
-    def __init__(self, intake: Intake) -> None:
+    def __init__(self, intake: Intake, terms: Terms) -> None:
         self._calls = ClientCalls(intake, self)
+        self._terms = terms
         self._partial: dict[int, _Partial] = {}
         self._partial_bytes = 0
         self._out: deque[pb.SessionAnswer] = deque()
@@ -497,7 +523,7 @@ class _Session:
 
     def _submit(self, call_id: int, request: pb.InvokeRequest, chunks: Sequence[bytes]) -> None:
         try:
-            raw = _raw(request.arguments, chunks, replies_in_segments=request.segments)
+            raw = _raw(request.arguments, self._terms, chunks, replies_in_segments=request.segments)
         except HasFaasError as exc:
             self._calls.fail(call_id, exc)
             return
@@ -515,10 +541,25 @@ def _kind(word: str) -> Kind:
 
 
 def _raw(
-    message: payload_pb2.Payload, chunks: Sequence[bytes] | None = None, *, replies_in_segments: bool = False
+    message: payload_pb2.Payload,
+    terms: Terms,
+    chunks: Sequence[bytes] | None = None,
+    *,
+    replies_in_segments: bool = False,
 ) -> RawPayload:
     """A message's payload, its blob being `chunks` where it came in several. Raises InvalidRequestError for a blob that is
-    longer or shorter than the sizes say."""
+    longer or shorter than the sizes say, or for a segment of a host that the caller is not on, and AuthError for a pickle
+    from a caller that may send none."""
+    if not terms.segments and (message.segment or replies_in_segments):
+        raise InvalidRequestError(
+            "a segment is shared memory of one host; over a network payloads travel in the message"
+        )
+    if not terms.pickles and int(message.codec) != Codec.PLAIN:
+        raise AuthError(
+            "the arguments are a pickle, which runs code where it is read, and that is the right to deploy; send plain "
+            "values, lists, dicts, numpy arrays or torch tensors, or use a token with the scope deploy",
+            reason=SCOPE,
+        )
     sizes = tuple(message.sizes)
     given = tuple(chunk for chunk in (chunks if chunks is not None else (message.data,)) if chunk)
     raw = RawPayload(message.codec, message.head, sizes, given, message.segment, replies_in_segments)
@@ -553,17 +594,3 @@ def _read_lines(path: Path, position: int | None, tail: int) -> tuple[list[str],
     if position is None and tail:
         lines = lines[-tail:]
     return lines, (position or 0) + len(whole)
-
-
-async def _guard(context: Context, work: Awaitable[T]) -> T:
-    try:
-        return await work
-    except (HasFaasError, StatusError) as exc:
-        await _abort(context, exc)
-        raise AssertionError("abort does not return") from exc
-
-
-async def _abort(context: Context, exc: HasFaasError | StatusError) -> None:
-    status = status_pb2.Status.FromString(exc.status) if isinstance(exc, StatusError) else to_status(exc)
-    small = rpc_status.to_status(trimmed(status, MAX_TRAILER_BYTES))
-    await context.abort_with_status(small)  # type: ignore[attr-defined]  # its stubs lack it

@@ -136,6 +136,10 @@ class Control(Protocol):
         """Raises AuthError unless a deployer that we trust signed these bytes."""
         ...
 
+    def sign(self, bundle: bytes) -> bytes:
+        """The signature that `verify` and replicas accept, for a bundle whose deployer has been checked another way."""
+        ...
+
     async def deploy(self, record: FunctionRecord, *, warm: bool) -> None:
         """Makes this version the one that serves. Raises IncompatibleError, AuthError, PlacementError, and with `warm`
         whatever kept the first replica from starting."""

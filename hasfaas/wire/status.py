@@ -17,7 +17,7 @@ from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from hasfaas.core import errors
+from hasfaas.core import errors, tokens
 from hasfaas.wire import payload as payloads
 from hasfaas.wire.convert import payload_from_proto, payload_to_proto
 from hasfaas.wire.v1 import errors_pb2
@@ -47,6 +47,8 @@ CODES: dict[type[errors.HasFaasError], int] = {
     errors.BackendError: code_pb2.INTERNAL,
     errors.HasFaasError: code_pb2.INTERNAL,
 }
+# Who the caller is was not shown, rather than that the caller may not.
+_UNAUTHENTICATED = frozenset({tokens.NO_TOKEN, tokens.BAD_TOKEN, tokens.EXPIRED_TOKEN})
 _BY_NAME = {cls.__name__: cls for cls in CODES}
 _BY_CODE: dict[int, type[errors.HasFaasError]] = {}
 for _cls, _code in CODES.items():
@@ -88,7 +90,9 @@ def to_status(exc: errors.HasFaasError) -> status_pb2.Status:
     """The google.rpc.Status of one of our own errors."""
     cls = next(c for c in type(exc).__mro__ if c in CODES)
     details = [error_details_pb2.ErrorInfo(reason=exc.reason, domain=DOMAIN, metadata={"class": cls.__name__})]
-    status = status_pb2.Status(code=CODES[cls], message=_text(exc.message))
+    unknown_caller = cls is errors.AuthError and exc.reason in _UNAUTHENTICATED
+    code = code_pb2.UNAUTHENTICATED if unknown_caller else CODES[cls]
+    status = status_pb2.Status(code=code, message=_text(exc.message))
     _pack(status, *details)
     if exc.retry_after_s is not None:
         retry = error_details_pb2.RetryInfo()
@@ -253,7 +257,10 @@ def _pack(status: status_pb2.Status, *messages: object) -> None:
 
 def is_ours(path: str) -> bool:
     """Whether a traceback's file belongs to hasfaas itself."""
-    return Path(path).is_relative_to(_PACKAGE) or path.startswith("<frozen")
+    file = Path(path)
+    return path.startswith("<frozen") or (file.is_relative_to(_PACKAGE) and not file.is_relative_to(_SUITES))
 
 
 _PACKAGE = Path(__file__).resolve().parent.parent
+_SUITES = _PACKAGE / "testing"
+"""What our suites deploy is users' code."""

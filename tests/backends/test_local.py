@@ -26,7 +26,7 @@ from hasfaas.sdk.client import Client
 from hasfaas.wire.convert import payload_from_proto, payload_to_proto
 from hasfaas.wire.payload import decode, encode_arguments
 from hasfaas.wire.v1 import functions_pb2, functions_pb2_grpc
-from tests.live import APPS, Gateway, app, eventually, gateway
+from tests.live import APPS, SUITE_APPS, Gateway, app, eventually, gateway
 
 steady = app("steady")
 verbs = app("verbs")
@@ -276,7 +276,7 @@ def test_a_killed_zygote_costs_nothing_but_its_own_start(fresh: Gateway) -> None
 def test_a_client_that_dies_takes_its_calls_back(shared: Gateway, tmp_path: Path) -> None:
     trace = tmp_path / "t"
     code = (
-        f"import sys; sys.path.insert(0, {str(APPS)!r}); import verbs\n"
+        f"import sys; sys.path.insert(0, {str(SUITE_APPS)!r}); import verbs\n"
         f"verbs.touch.remote({str(trace)!r}, 'first')\n"
         f"calls = [verbs.touch.spawn({str(trace)!r}, f'w{{i}}', wait_s=0.3) for i in range(10)]\n"
         "calls[0].result()\n"
@@ -351,7 +351,7 @@ def test_logs_are_streamed(shared: Gateway) -> None:
 
 def test_what_dead_clients_left_in_shared_memory_is_swept(shared: Gateway) -> None:
     code = (
-        f"import sys, os; sys.path.insert(0, {str(APPS)!r}); import verbs, numpy\n"
+        f"import sys, os; sys.path.insert(0, {str(SUITE_APPS)!r}); import verbs, numpy\n"
         "assert verbs.add.remote(numpy.zeros(1 << 20))[0] == 1; print(os.getpid(), flush=True); os._exit(0)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], env=shared.env, timeout=60, capture_output=True, text=True)
@@ -391,7 +391,7 @@ def test_an_interrupted_script_takes_its_call_back(shared: Gateway, tmp_path: Pa
     trace = tmp_path / "t"
     verbs.touch.deploy()
     code = (
-        f"import sys; sys.path.insert(0, {str(APPS)!r}); import verbs\n"
+        f"import sys; sys.path.insert(0, {str(SUITE_APPS)!r}); import verbs\n"
         f"others = [verbs.touch.spawn({str(trace)!r}, 'other') for _ in range(3)]\n"
         f"verbs.touch.remote({str(trace)!r}, 'mine', wait_s=1)\n"
     )
@@ -435,7 +435,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(("start", "first"), [("spawn", True), ("fork", False), ("fork", True)])
 def test_calls_in_child_processes(shared: Gateway, tmp_path: Path, start: str, first: bool) -> None:
     script = tmp_path / "children.py"
-    script.write_text(CHILDREN.format(apps=str(APPS), start=start, first=first))
+    script.write_text(CHILDREN.format(apps=str(SUITE_APPS), start=start, first=first))
     done = subprocess.run([sys.executable, str(script)], env=shared.env, capture_output=True, text=True, timeout=60)
     if start == "fork" and first:
         assert "UnavailableError: this process was forked" in done.stderr

@@ -11,6 +11,7 @@ from hasfaas.backends.base import Endpoint
 from hasfaas.backends.local.backend import LocalBackend
 from hasfaas.core.settings import DeviceSettings
 from tests.live import Gateway, gateway
+from tests.networked import networked
 
 # Each gives one lane: functions that nobody sized share it, and three pinned ones meet in it.
 BACKENDS = {
@@ -18,7 +19,38 @@ BACKENDS = {
     "sim": (DeviceSettings(kind="sim"),),
     # The same gateway, called over gRPC alone, as from another host.
     "sim over grpc": (DeviceSettings(kind="sim"),),
+    # By a port of loopback, with TLS and a token, through the cluster backend.
+    "sim over tls": (DeviceSettings(kind="sim"),),
 }
+
+
+OVER_TLS = (
+    "CallVerbs",
+    "StreamVerbs",
+    "BatchContract",
+    "FailingCode",
+    "BadInput",
+    "LargeValues",
+    "Restarts",
+)
+"""The areas that the way to the gateway can change. What lanes do is decided beyond it, and would take half as long again."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = [item for item in items if _over_tls(item) and _area(item) not in OVER_TLS]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _over_tls(item: pytest.Item) -> bool:
+    callspec = getattr(item, "callspec", None)
+    return callspec is not None and str(callspec.params.get("running", "")).endswith("over tls")
+
+
+def _area(item: pytest.Item) -> str:
+    """The class that says what a test of the suite is about, whoever inherits it."""
+    cls, name = getattr(item, "cls", None), getattr(item, "originalname", "")
+    return [one.__name__ for one in cls.__mro__ if name in vars(one)][-1] if cls is not None else ""
 
 
 class OverGrpc(LocalBackend):
@@ -31,15 +63,8 @@ class OverGrpc(LocalBackend):
 @pytest.fixture(scope="session", params=sorted(BACKENDS))
 def running(request: pytest.FixtureRequest) -> Iterator[Gateway]:
     """One gateway for all tests of one backend."""
-    with gateway(*BACKENDS[request.param]) as made:
+    over_tls = request.param.endswith("over tls")
+    with networked(*BACKENDS[request.param]) if over_tls else gateway(*BACKENDS[request.param]) as made:
         if request.param.endswith("over grpc"):
             made.client._backend = OverGrpc(made.settings)
         yield made
-
-
-@pytest.fixture
-def backend(running: Gateway) -> Iterator[Gateway]:
-    """A gateway with nothing deployed, that decorated functions go to."""
-    running.use()
-    yield running
-    running.delete()

@@ -51,6 +51,9 @@ class RecordingControl:
         if self.distrusts is not None:
             raise self.distrusts
 
+    def sign(self, bundle: bytes) -> bytes:
+        return b"signed"
+
     async def deploy(self, record: FunctionRecord, *, warm: bool) -> None:
         self.asked.append(("deploy", (record, warm)))
         self._refuse()

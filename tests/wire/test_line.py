@@ -7,6 +7,7 @@ import socket
 import tempfile
 from pathlib import Path
 
+from hasfaas.backends.base import Endpoint
 from hasfaas.core.errors import UnavailableError
 from hasfaas.sdk.frame_session import FrameSession
 from hasfaas.sdk.session import Request
@@ -79,7 +80,7 @@ async def test_a_gateway_that_talks_nonsense_fails_the_call_and_nothing_else() -
                 await writer.drain()
 
             server = await asyncio.start_unix_server(answer, path)
-            session = await FrameSession.open("unix:/nowhere", path)
+            session = await FrameSession.open(Endpoint("unix:/nowhere", trusted=True, same_host=True), path)
             async with asyncio.timeout(20):
                 try:
                     await session.call(Request("f", "", payload.encode_arguments((1,), {}), 10.0))

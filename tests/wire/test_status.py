@@ -238,6 +238,7 @@ def test_frames_of_ours_are_dropped() -> None:
         ("<stdin>", False),
         ("/home/hasfaas/app.py", False),
         (f"{status._PACKAGE}-app/app.py", False),
+        (f"{status._PACKAGE}/testing/apps/verbs.py", False),
     ],
 )
 def test_what_is_ours(path: str, ours: bool) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hasfaas.backends.base import Endpoint
-from hasfaas.core.errors import AuthError, BackendError
+from hasfaas.core.errors import AuthError, BackendError, HasFaasError
 from hasfaas.core.settings import FRAMES_SOCKET, GATEWAY_SOCKET, Settings
 
 LOG_FILE = "gateway.log"
@@ -101,6 +101,8 @@ class LocalBackend:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                # gRPC tells of each handshake that fails, and strangers on a port could fill the log with theirs.
+                env={"GRPC_VERBOSITY": "ERROR"} | os.environ,
             )
         os.close(write_fd)
         try:
@@ -118,6 +120,8 @@ class LocalBackend:
         line = os.read(read_fd, 65536).decode(errors="replace").strip()
         if line == "taken":
             self._await_other()
+        elif line.startswith("refused "):
+            raise _refusal(line.removeprefix("refused "))
         elif line != "ready":
             tail = self._log().read_text(errors="replace")[-2000:]
             raise BackendError(f"the gateway could not start: {line or tail}")
@@ -137,7 +141,16 @@ class LocalBackend:
         return self._settings.state_dir / LOG_FILE
 
     def _endpoint(self) -> Endpoint:
-        return Endpoint(f"unix:{self._socket()}", trusted=True, frames=self._settings.socket_path(FRAMES_SOCKET))
+        frames = self._settings.socket_path(FRAMES_SOCKET)
+        return Endpoint(f"unix:{self._socket()}", trusted=True, same_host=True, frames=frames)
+
+
+def _refusal(status: str) -> HasFaasError:
+    """The gateway's own error, as it was raised there."""
+    from hasfaas.wire.status import read_status
+
+    found = read_status(bytes.fromhex(status))
+    return type(found)(f"the gateway could not start: {found.message}", reason=found.reason)
 
 
 def _own_folder(folder: Path) -> None:

@@ -1,7 +1,9 @@
-"""The gateway process of this machine: one gRPC server on a unix socket of this user, and a node agent in process.
+"""The gateway process of this machine: one gRPC server on a unix socket of this user, and a node agent in process; where
+`[network]` says so, another server on a port.
 
 Run as `python -m hasfaas.backends.local.server`, with the settings as JSON on standard input. It writes one line to the
-descriptor given by `--ready-fd`: "ready", or what kept it from starting. A lock on `gateway.lock` keeps it alone.
+descriptor given by `--ready-fd`: "ready", or what kept it from starting ("refused" with a status, or words). A lock on
+`gateway.lock` keeps it alone.
 """
 
 from __future__ import annotations
@@ -22,18 +24,21 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from hasfaas.backends.fleet import Fleet
+from hasfaas.backends.local import listener
 from hasfaas.backends.profiles import Profiles
 from hasfaas.backends.scaling import ScalingLoop
 from hasfaas.core.errors import HasFaasError
 from hasfaas.core.settings import FRAMES_SOCKET, GATEWAY_SOCKET, Settings
 from hasfaas.node.agent import NodeAgent, Replica
 from hasfaas.node.inventory import devices_of
+from hasfaas.serving.access import SERVICE
 from hasfaas.serving.door import Door
 from hasfaas.serving.gateway import GatewayService
+from hasfaas.serving.network_service import NetworkService
 from hasfaas.serving.store import LocalStore
-from hasfaas.wire.v1 import functions_pb2, functions_pb2_grpc
+from hasfaas.wire.status import to_status
+from hasfaas.wire.v1 import functions_pb2_grpc
 
-SERVICE = functions_pb2.DESCRIPTOR.services_by_name["FunctionService"].full_name
 LOCK_FILE = "gateway.lock"
 KEY_FILE = "signing.key"
 MAX_MESSAGE_BYTES = 128 * 2**20
@@ -52,6 +57,7 @@ class Gateway:
         local = settings.local
         self._settings = settings
         self.embedded = embedded
+        self._opening = listener.opening(settings.network)  # first of all: what is refused has started nothing
         self._store = LocalStore(settings.state_dir)
         key_path = settings.state_dir / KEY_FILE
 
@@ -108,11 +114,9 @@ class Gateway:
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGUSR1, self._keep)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+        network = self._network_server()
         await self._fleet.start()
-        server = grpc.aio.server(options=SERVER_OPTIONS)
-        functions_pb2_grpc.add_FunctionServiceServicer_to_server(self._service, server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        server = self._equip(grpc.aio.server(options=SERVER_OPTIONS), self._service)
         frames_path = self._settings.socket_path(FRAMES_SOCKET)
         frames_path.unlink(missing_ok=True)
         mask = os.umask(0o177)
@@ -122,10 +126,13 @@ class Gateway:
             self._listen(server)
         finally:
             os.umask(mask)
-        await server.start()
+        servers = [server, network] if network is not None else [server]
+        for each in servers:
+            await each.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         ready()
-        log.info("serving on %s", self._settings.socket_path(GATEWAY_SOCKET))
+        ports = self._opening.addresses if self._opening is not None else ()
+        log.info("serving on %s", ", ".join([str(self._settings.socket_path(GATEWAY_SOCKET)), *ports]))
         tasks = [asyncio.ensure_future(work) for work in (self._watch(), self._scaling.run())]
         await self._stop.wait()
         for task in tasks:
@@ -134,7 +141,7 @@ class Gateway:
         await self._finish_calls()
         # Sessions never end by themselves; what they wait for has been answered above.
         door.close()
-        await server.stop(grace=0.5)
+        await asyncio.gather(*(each.stop(grace=0.5) for each in servers))
         await self._fleet.stop()
         self._profiles.save()
         self._scaling.close()
@@ -146,6 +153,20 @@ class Gateway:
         deadline_s = time.monotonic() + self._settings.local.drain_timeout_s
         while self._fleet.router.outstanding and time.monotonic() < deadline_s:  # noqa: ASYNC110 - once, at the end
             await asyncio.sleep(0.02)
+
+    def _equip(self, server: grpc.aio.Server, service: GatewayService) -> grpc.aio.Server:
+        functions_pb2_grpc.add_FunctionServiceServicer_to_server(service, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        return server
+
+    def _network_server(self) -> grpc.aio.Server | None:
+        """Bound before anything else starts, since a port may be taken; it answers when it is started."""
+        if self._opening is None:
+            return None
+        server = listener.make_server(self._opening)
+        listener.open_port(server, self._opening)
+        return self._equip(server, NetworkService(self._service, self._opening.access))
 
     def _listen(self, server: grpc.aio.Server) -> None:
         path = self._settings.socket_path(GATEWAY_SOCKET)
@@ -210,7 +231,11 @@ def main() -> int:
         # We hold the lock, so whoever made it has gone; a client that finds both would call into nothing.
         settings.socket_path(GATEWAY_SOCKET).unlink(missing_ok=True)
         asyncio.run(_serve(settings, arguments.embedded, lambda: tell("ready")))
-    except (HasFaasError, OSError) as exc:
+    except HasFaasError as exc:
+        log.exception("the gateway could not start")
+        tell(f"refused {to_status(exc).SerializeToString().hex()}")
+        return 1
+    except OSError as exc:
         log.exception("the gateway could not start")
         tell(f"error {exc}")
         return 1

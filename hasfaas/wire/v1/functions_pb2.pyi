@@ -41,20 +41,32 @@ class FunctionSpec(_message.Message):
     def __init__(self, slo_ms: _Optional[float] = ..., slo_percentile: _Optional[float] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., memory_bytes: _Optional[int] = ..., device: _Optional[str] = ..., min_replicas: _Optional[int] = ..., max_replicas: _Optional[int] = ..., idempotent: _Optional[bool] = ..., share_init: _Optional[bool] = ..., timeout_s: _Optional[float] = ...) -> None: ...
 
 class DeployRequest(_message.Message):
-    __slots__ = ("name", "version", "spec", "bundle", "signature", "warm")
+    __slots__ = ("name", "version", "spec", "bundle", "signature", "warm", "challenge")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     WARM_FIELD_NUMBER: _ClassVar[int]
+    CHALLENGE_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     spec: FunctionSpec
     bundle: bytes
     signature: bytes
     warm: bool
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., spec: _Optional[_Union[FunctionSpec, _Mapping]] = ..., bundle: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., warm: _Optional[bool] = ...) -> None: ...
+    challenge: bytes
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., spec: _Optional[_Union[FunctionSpec, _Mapping]] = ..., bundle: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., warm: _Optional[bool] = ..., challenge: _Optional[bytes] = ...) -> None: ...
+
+class BeginDeployRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class BeginDeployResponse(_message.Message):
+    __slots__ = ("challenge",)
+    CHALLENGE_FIELD_NUMBER: _ClassVar[int]
+    challenge: bytes
+    def __init__(self, challenge: _Optional[bytes] = ...) -> None: ...
 
 class DeployResponse(_message.Message):
     __slots__ = ("name", "version", "changed")

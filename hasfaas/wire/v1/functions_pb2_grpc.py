@@ -41,6 +41,11 @@ class FunctionServiceStub:
                 request_serializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.DeployRequest.SerializeToString,
                 response_deserializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.DeployResponse.FromString,
                 _registered_method=True)
+        self.BeginDeploy = channel.unary_unary(
+                '/hasfaas.wire.v1.FunctionService/BeginDeploy',
+                request_serializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.BeginDeployRequest.SerializeToString,
+                response_deserializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.BeginDeployResponse.FromString,
+                _registered_method=True)
         self.Invoke = channel.unary_unary(
                 '/hasfaas.wire.v1.FunctionService/Invoke',
                 request_serializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.InvokeRequest.SerializeToString,
@@ -105,6 +110,13 @@ class FunctionServiceServicer:
 
     def Deploy(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BeginDeploy(self, request, context):
+        """On a network: a word that one deploy is signed with, and no other ever.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -187,6 +199,11 @@ def add_FunctionServiceServicer_to_server(servicer, server):
                     servicer.Deploy,
                     request_deserializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.DeployRequest.FromString,
                     response_serializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.DeployResponse.SerializeToString,
+            ),
+            'BeginDeploy': grpc.unary_unary_rpc_method_handler(
+                    servicer.BeginDeploy,
+                    request_deserializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.BeginDeployRequest.FromString,
+                    response_serializer=hasfaas_dot_wire_dot_v1_dot_functions__pb2.BeginDeployResponse.SerializeToString,
             ),
             'Invoke': grpc.unary_unary_rpc_method_handler(
                     servicer.Invoke,
@@ -273,6 +290,33 @@ class FunctionService:
             '/hasfaas.wire.v1.FunctionService/Deploy',
             hasfaas_dot_wire_dot_v1_dot_functions__pb2.DeployRequest.SerializeToString,
             hasfaas_dot_wire_dot_v1_dot_functions__pb2.DeployResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BeginDeploy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hasfaas.wire.v1.FunctionService/BeginDeploy',
+            hasfaas_dot_wire_dot_v1_dot_functions__pb2.BeginDeployRequest.SerializeToString,
+            hasfaas_dot_wire_dot_v1_dot_functions__pb2.BeginDeployResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,6 +36,8 @@ class FunctionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> FunctionServiceAsyncStub: ...
     Deploy: _grpc.UnaryUnaryMultiCallable[_functions_pb2.DeployRequest, _functions_pb2.DeployResponse]
+    BeginDeploy: _grpc.UnaryUnaryMultiCallable[_functions_pb2.BeginDeployRequest, _functions_pb2.BeginDeployResponse]
+    """On a network: a word that one deploy is signed with, and no other ever."""
     Invoke: _grpc.UnaryUnaryMultiCallable[_functions_pb2.InvokeRequest, _functions_pb2.InvokeResponse]
     """One call, one answer, for simple clients."""
     InvokeStream: _grpc.UnaryStreamMultiCallable[_functions_pb2.InvokeStreamRequest, _functions_pb2.InvokeStreamResponse]
@@ -61,6 +63,8 @@ class FunctionServiceAsyncStub(FunctionServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Deploy: _aio.UnaryUnaryMultiCallable[_functions_pb2.DeployRequest, _functions_pb2.DeployResponse]  # type: ignore[assignment]
+    BeginDeploy: _aio.UnaryUnaryMultiCallable[_functions_pb2.BeginDeployRequest, _functions_pb2.BeginDeployResponse]  # type: ignore[assignment]
+    """On a network: a word that one deploy is signed with, and no other ever."""
     Invoke: _aio.UnaryUnaryMultiCallable[_functions_pb2.InvokeRequest, _functions_pb2.InvokeResponse]  # type: ignore[assignment]
     """One call, one answer, for simple clients."""
     InvokeStream: _aio.UnaryStreamMultiCallable[_functions_pb2.InvokeStreamRequest, _functions_pb2.InvokeStreamResponse]  # type: ignore[assignment]
@@ -89,6 +93,14 @@ class FunctionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _functions_pb2.DeployRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_functions_pb2.DeployResponse, _abc.Awaitable[_functions_pb2.DeployResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def BeginDeploy(
+        self,
+        request: _functions_pb2.BeginDeployRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_functions_pb2.BeginDeployResponse, _abc.Awaitable[_functions_pb2.BeginDeployResponse]]:
+        """On a network: a word that one deploy is signed with, and no other ever."""
 
     @_abc_1.abstractmethod
     def Invoke(

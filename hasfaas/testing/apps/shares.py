@@ -31,11 +31,6 @@ def spin_three(ms=4):
     return os.getpid()
 
 
-@function(slo_ms=100, memory="16MiB", replicas=(0, 60))
-def many(x):
-    return x
-
-
 @function(slo_ms=100, memory="128MiB")
 class Decoding:
     """30 ms of work on the host, 4 ms on the device."""

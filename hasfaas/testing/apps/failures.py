@@ -73,7 +73,7 @@ def wrong(how):
     if how == "generator":
         return (i for i in range(3))
     if how == "print":
-        for i in range(20_000):
+        for i in range(4_000):
             print("a line that says little", i)
         sys.stderr.write("an error line\n")
         os.write(1, b"straight to the descriptor\n")

@@ -1,0 +1,132 @@
+"""The cluster backend from a client's side: gateways on other machines, tried in order, believed by one authority alone.
+
+It starts and ends nothing: a gateway is started where it runs.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+from hasfaas.backends.base import Endpoint
+from hasfaas.core import addresses
+from hasfaas.core.errors import AuthError, HasFaasError, IncompatibleError, InvalidRequestError, UnavailableError
+from hasfaas.core.settings import Settings
+
+CONNECT_TIMEOUT_S = 3.0
+# What a client calls a gateway that it had and lost: calls that may be sent again wait for one to answer.
+GATEWAY_LOST = "GATEWAY_LOST"
+
+
+class ClusterBackend:
+    """The gateways of `[cluster]`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings.cluster
+        self._had_one = False
+
+    def endpoint(self, announce: Callable[[str], None]) -> Endpoint:
+        """The first of the addresses that answers. Raises UnavailableError that says of each why it does not, AuthError
+        when none answers and one showed a certificate of somebody else."""
+        roots = self._roots()
+        failures: list[HasFaasError] = []
+        for address in self._addresses():
+            try:
+                _connect(address, roots)
+            except HasFaasError as exc:
+                failures.append(exc)
+                continue
+            self._had_one = True
+            # The user's own configuration names who vouches for this gateway; a plain line is anybody's.
+            return Endpoint(address, trusted=roots is not None, roots=roots, token_file=self._settings.token_file)
+        raise self._none(failures)
+
+    def up(self) -> bool:
+        """False when a gateway answers. Raises IncompatibleError when none does: it is started where it runs."""
+        try:
+            self.endpoint(lambda line: None)
+        except UnavailableError as exc:
+            raise self._elsewhere("started", "`hasfaas --backend local up`") from exc
+        return False
+
+    def down(self) -> bool:
+        """Raises IncompatibleError: a gateway of another machine is ended there."""
+        raise self._elsewhere("ended", "`hasfaas --backend local down`")
+
+    def running(self) -> Endpoint | None:
+        """The same as `endpoint`."""
+        return self.endpoint(lambda line: None)
+
+    def _elsewhere(self, done: str, command: str) -> IncompatibleError:
+        where = ", ".join(self._settings.addresses) or "none yet"
+        return IncompatibleError(
+            f"backend='cluster' uses gateways on other machines ({where}), and each is {done} on its own: log in there and "
+            f"say {command}",
+            reason="BACKEND_LACKS_CAPABILITY",
+        )
+
+    def _addresses(self) -> tuple[str, ...]:
+        if not self._settings.addresses:
+            raise _missing("addresses", 'list the gateways\' addresses, such as ["gpu1.example:7070"]')
+        if self._settings.token_file is None:
+            raise _missing("token_file", "give the file with the token that `hasfaas token create` printed there")
+        return self._settings.addresses
+
+    def _roots(self) -> bytes | None:
+        """The authority's certificate, None for a plain line, which no other machine may be asked on."""
+        if self._settings.ca_file is not None:
+            return _read_roots(self._settings.ca_file)
+        far = [one for one in self._settings.addresses if not addresses.is_loopback(addresses.split(one)[0])]
+        if far:
+            raise _missing(
+                "ca_file", f"without it the token would go to {far[0]} in the clear; give the ca.pem of that gateway"
+            )
+        return None
+
+    def _none(self, failures: list[HasFaasError]) -> HasFaasError:
+        why = "; ".join(failure.message for failure in failures)
+        foreign = [failure for failure in failures if isinstance(failure, AuthError)]
+        if foreign:
+            return AuthError(why, reason=foreign[0].reason)
+        cure = "is one running there (`hasfaas up`), with network.listen set?"
+        return UnavailableError(
+            f"no gateway answers: {why}; {cure}", reason=GATEWAY_LOST if self._had_one else "NO_GATEWAY"
+        )
+
+
+def _missing(key: str, cure: str) -> InvalidRequestError:
+    return InvalidRequestError(f"backend='cluster' needs cluster.{key}: {cure}", reason="BAD_OPTION")
+
+
+def _read_roots(ca_file: Path) -> bytes:
+    try:
+        roots = ca_file.read_bytes()
+        ssl.create_default_context(cadata=roots.decode("ascii"))
+    except (OSError, UnicodeDecodeError, ssl.SSLError) as exc:
+        raise InvalidRequestError(
+            f"cluster.ca_file={ca_file} holds no certificate that can be read ({exc}); copy the gateway's ca.pem there",
+            reason="BAD_OPTION",
+        ) from exc
+    return roots
+
+
+def _connect(address: str, roots: bytes | None) -> None:
+    """Connects, and over TLS sees the certificate. Raises UnavailableError, and AuthError for a certificate that is not
+    signed by `roots`, has ended, or is another host's."""
+    host, port = addresses.split(address)
+    try:
+        with socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S) as line:
+            if roots is not None:
+                context = ssl.create_default_context(cadata=roots.decode("ascii"))
+                context.set_alpn_protocols(["h2"])
+                context.wrap_socket(line, server_hostname=host).close()
+    except ssl.SSLCertVerificationError as exc:
+        raise AuthError(
+            f"{address}: its certificate is not believed ({exc.verify_message}); is cluster.ca_file the ca.pem of this very "
+            "gateway, and was its certificate made for this name (`hasfaas certs init --host NAME`)?",
+            reason="BAD_CERTIFICATE",
+        ) from exc
+    except OSError as exc:
+        raise UnavailableError(f"{address}: {exc.strerror or exc}", reason="NO_GATEWAY") from exc

@@ -1,0 +1,1 @@
+"""Users' code that the suites call: plain modules, deployed under their own names ("verbs.add")."""
