@@ -30,7 +30,7 @@ RECORDS = ROOT / "docs" / "gpu"
 CHECKS = (
     Check("shares", "device time follows the quotas, by device events", "benchmarks.gpu_share:shares", 50),
     Check("census_percentage", "a percentage caps the SMs as asked", "benchmarks.gpu_lanes:census_percentage", 20),
-    Check("census_static", "a static partition has exactly its SMs", "benchmarks.gpu_lanes:census_static", 20),
+    Check("census_static", "a static partition has its SMs", "benchmarks.gpu_lanes:census_static", 20),
     Check("parallel", "two half lanes do the work of the whole", "benchmarks.gpu_lanes:parallel", 30),
     Check("overrun", "a lease is overrun by about one gate", "benchmarks.gpu_share:overrun", 25),
     Check("resize", "a quota is in force within one window", "benchmarks.gpu_share:resize", 20),

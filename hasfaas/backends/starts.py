@@ -11,7 +11,7 @@ from hasfaas.backends.bench import Bench
 from hasfaas.backends.member import Deployed, Member
 from hasfaas.core.errors import BackendError, ConflictError, HasFaasError, PlacementError
 from hasfaas.node.agent import NodeAgent, ReplicaRequest
-from hasfaas.node.lanes import Want
+from hasfaas.node.lanes import Want, could_hold
 from hasfaas.serving.channel import ChannelEvents, ReplicaChannel
 from hasfaas.serving.ports import FunctionRecord, Store
 from hasfaas.serving.router import Router
@@ -96,7 +96,7 @@ class Starts:
             try:
                 return await self._launch(deployed, want, record, bench)
             except PlacementError:
-                fits = any(want.memory_bytes <= device.memory_bytes for device in self._agent.devices.values())
+                fits = could_hold(want, self._agent.devices.values())
                 idle = self._longest_idle(deployed if bench is None else None) if fits else None
                 if idle is None and bench is None and fits and any(m.bench for m in self._members.values()):
                     self.bench_left.clear()

@@ -25,7 +25,7 @@ DEVICE_KINDS = ("cpu", "sim", "cuda")
 _OWN_KEYS: Mapping[str, tuple[str, ...]] = {
     "cpu": ("cores",),
     "sim": ("sms", "cold_start_s", "profile", "lanes"),
-    "cuda": ("gpu", "partitions", "lanes"),
+    "cuda": ("gpu", "partitions", "lanes", "protocol"),
 }
 PARTITIONS = ("auto", "static", "percentage", "none")
 """How the lanes of a GPU are kept apart: MPS static partitions, MPS percentages, the better of both, or one lane, no MPS."""
@@ -73,9 +73,10 @@ class DeviceSettings:
 
     `kind` "auto" is this machine's GPUs, or its CPU where it has none. `memory` is the device's; `cores` is how many cores a
     cpu device owns. `sms`, `cold_start_s` and `profile` (a file, or the table itself) describe a sim device. `gpu` picks one
-    of the machine's (its number or UUID); `partitions` says how a cuda device keeps lanes apart. `lanes` are the SM percents
-    of lanes cut in advance. `options` are those of a kind that a package or a file of one's own adds. `id` names the device
-    for a function's `device=` option; the devices of a `count` above 1 are `id0`, `id1` and so on.
+    of the machine's (its number or UUID); `partitions` says how a cuda device keeps lanes apart, and `protocol` how MPS is
+    spoken to. `lanes` are the SM percents of lanes cut in advance. `options` are those of a kind that a package or a file of
+    one's own adds. `id` names the device for a function's `device=` option; the devices of a `count` above 1 are `id0`,
+    `id1` and so on.
     """
 
     kind: str = attrs.field(
@@ -99,6 +100,7 @@ class DeviceSettings:
         default=None, validator=keys.optional(keys.text('give the number of a GPU, such as "0", or its UUID'))
     )
     partitions: str | None = attrs.field(default=None, validator=keys.optional(keys.choice(*PARTITIONS)))
+    protocol: int | None = attrs.field(default=None, validator=keys.optional(keys.whole("MPS's protocol", 2, 3)))
     lanes: tuple[float, ...] | None = attrs.field(default=None, validator=keys.optional(Reader(_read_lanes)))
     options: Mapping[str, object] | None = attrs.field(
         default=None, validator=keys.optional(Reader(_read_options)), hash=False

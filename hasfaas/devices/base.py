@@ -26,7 +26,7 @@ from typing import Protocol
 import attrs
 
 from hasfaas import devices
-from hasfaas.core.allocation import MAX_LANES, granted_units
+from hasfaas.core.allocation import lane_units
 from hasfaas.core.errors import InvalidRequestError
 
 GROUP = "hasfaas.devices"
@@ -265,15 +265,9 @@ class DeviceRequest:
 
 
 def cut(units: int, percents: Sequence[float]) -> tuple[tuple[int, ...], ...]:
-    """Unit sets for lanes of these SM percents, each rounded up to whole units. Raises InvalidRequestError where they are
-    more than there is, or more lanes than a device can have."""
-    counts = [granted_units(units, percent) for percent in percents]
-    if not 1 <= len(counts) <= MAX_LANES or sum(counts) > units or not all(0 < p <= 100 for p in percents):
-        raise InvalidRequestError(
-            f"devices: lanes={list(percents)} takes {sum(counts)} of {units} units; give 1 to {MAX_LANES} SM percents that "
-            "sum to at most 100, each rounded up to whole units",
-            reason="BAD_OPTION",
-        )
+    """Unit sets for lanes of these SM percents, of whole units that fit the device. Raises InvalidRequestError where the
+    percents are more than there is, or more lanes than a device can have."""
+    counts = lane_units(units, percents)
     starts = [sum(counts[:index]) for index in range(len(counts))]
     return tuple(tuple(range(start, start + count)) for start, count in zip(starts, counts, strict=True))
 
