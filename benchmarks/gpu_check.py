@@ -5,8 +5,9 @@
     python -m benchmarks.gpu_check --only census_percentage --only wall
 
 Each check is a process with its own time limit, eight minutes at most in all; the record is written after each. Nothing is
-installed, fetched, or changed in the GPU's settings. Packages: attrs, numpy, nvidia-ml-py, CuPy of any wheel; torch and
-pytest for the checks that use them. The exit status is 0 if all that ran passed, 1 if something failed, 2 if there is no GPU.
+installed, fetched, or changed in the GPU's settings. Packages: attrs, numpy, nvidia-ml-py, CuPy of any wheel; torch,
+msgpack and pytest for the checks that use them. The exit status is 0 if all that ran passed, 1 if something failed, 2 if
+there is no GPU.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from hasfaas.backends.bench import Bench
 from hasfaas.backends.member import Deployed, Member
@@ -108,9 +108,25 @@ class Starts:
                 idle.deployed.wanted = 0
                 await self._retire(idle)
 
+    def check_room(
+        self, want: Want, count: int, kept: Sequence[Member], deployed: Deployed, quota_percent: float | None
+    ) -> None:
+        """Raises PlacementError unless `count` replicas of the function could be had at once: those `kept`, at this quota if
+        one is given, and new ones of this shape in place of its others and of whoever makes room. Changes nothing."""
+        leaving = {m.process.replica_id for m in deployed.members.values()} | {
+            member.process.replica_id for _, _, member in self._idle(deployed)
+        }
+        staying = {m.process.replica_id: quota_percent for m in kept}
+        self._agent.check_room([want] * (count - len(kept)), leaving - set(staying), staying)
+
     def _longest_idle(self, besides: Deployed | None) -> Member | None:
-        """The replica that can go: of another function, which wants none at least and whose number nobody set."""
-        candidates = [
+        candidates = self._idle(besides)
+        return min(candidates)[2] if candidates else None
+
+    def _idle(self, besides: Deployed | None) -> list[tuple[float, int, Member]]:
+        """The replicas that can go, with since when: of other functions, which want none at least and whose number nobody
+        set."""
+        return [
             (since_s, number, member)
             for number, member in enumerate(self._members.values())
             if member.deployed is not besides
@@ -119,7 +135,6 @@ class Starts:
             and self._router.depth(member.record.name) == 0
             and (since_s := self._router.idle_since_s(member.process.replica_id)) is not None
         ]
-        return min(candidates)[2] if candidates else None
 
     async def _launch(
         self,

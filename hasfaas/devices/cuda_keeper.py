@@ -239,7 +239,10 @@ class CudaKeeper:
         if self._mode != NONE:
             found["protocol"] = self._control.protocol
         options = {**self._info.options, "sms": sms}
-        return attrs.evolve(self._info, units=units, fixed_lanes=lanes, options=options, facts=found)
+        cut_for = () if lanes is None or self._mode == NONE else self._option_lanes() or DEFAULT_LANES
+        return attrs.evolve(
+            self._info, units=units, fixed_lanes=lanes, lane_percents=cut_for, options=options, facts=found
+        )
 
     def _option_lanes(self) -> tuple[float, ...] | None:
         lanes = self._info.options.get("lanes")

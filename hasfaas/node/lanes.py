@@ -179,7 +179,10 @@ def _percent(value: float | None) -> str:
 def _cure(want: Want, devices: Sequence[DeviceInfo], refusals: Sequence[str]) -> str:
     if all(want.device not in ("auto", device.kind, device.device_id) for device in devices):
         known = ", ".join(f"{device.device_id} ({device.kind})" for device in devices)
-        return f"Devices here: {known or 'none'}; name one of them with device=, or add one to the configuration"
+        return (
+            f"Devices here: {known or 'none'}; name one of them with device=, or add one to the configuration "
+            "(`hasfaas doctor` says what keeps a GPU from being used)"
+        )
     if any("memory left" in refusal for refusal in refusals):
         return (
             "End what holds memory (`hasfaas scale NAME --replicas 0`, `hasfaas delete NAME`), or declare less memory="
@@ -192,10 +195,13 @@ def _cure(want: Want, devices: Sequence[DeviceInfo], refusals: Sequence[str]) ->
 
 
 def _large_enough(device: DeviceInfo, want: Want) -> list[int]:
-    """The numbers of lanes that a device can have for this want, whoever is in them."""
+    """The numbers of lanes that a device can have for this want, whoever is in them. One that was cut for a share serves a
+    request for it, also where whole units came to a little less (of 15 chunks, a lane for 50 % has 7)."""
     count = 1 if want.sm_percent is None else granted_units(device, want.sm_percent)
     sizes = [len(units) for units in device.fixed_lanes] if device.fixed_lanes is not None else [count] * MAX_LANES
-    return [number for number, size in enumerate(sizes) if size >= count and want.lane in (None, number)]
+    cut_for = device.lane_percents or (0.0,) * len(sizes)
+    large = [size >= count or cut >= (want.sm_percent or 0.0) for size, cut in zip(sizes, cut_for, strict=True)]
+    return [number for number, fits in enumerate(large) if fits and want.lane in (None, number)]
 
 
 def _open_lanes(device: DeviceInfo, lanes: Sequence[Lane], want: Want) -> list[Lane]:

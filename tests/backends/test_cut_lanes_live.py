@@ -61,16 +61,15 @@ def unscaled(plain: Gateway) -> Iterator[Gateway]:
     plain.use()
     yield plain
     plain.delete()
-    eventually(lambda: not plain.status().devices[0].lanes)
+    eventually(lambda: not seen(plain))
 
 
 def seen(running: Gateway) -> dict[int, tuple[int, ...]]:
-    """The lanes that somebody is in; all must be those that were cut."""
+    """The lanes that somebody is in. All are shown that were cut, and no others."""
     (status,) = running.status().devices
     assert status.fixed_lanes
-    found = {lane.lane: tuple(lane.units) for lane in status.lanes}
-    assert found.items() <= CUT.items(), found
-    return found
+    assert {lane.lane: tuple(lane.units) for lane in status.lanes} == CUT
+    return {lane.lane: tuple(lane.units) for lane in status.lanes if lane.quota_percent > 0}
 
 
 def call(one: Any) -> None:
@@ -145,3 +144,17 @@ async def points(running: Gateway, name: str) -> set[float]:
     profile = Profile.from_dict(await running.client.profile_of(name))
     assert set(profile.current().sm_percents) == {25.0, 50.0}
     return {probe.point.sm_percent for probe in profile.probes}
+
+
+def test_a_size_that_cannot_be_had_costs_nobody_a_replica(unscaled: Gateway) -> None:
+    small.deploy()
+    small.scale(sm=25, quota=100)
+    before = unscaled.replica("cut.small")
+    for sizes in ({"sm": 100}, {"sm": 50, "replicas": 3, "quota": 80}, {"replicas": 4}, {"sm": 51}):
+        with pytest.raises(PlacementError):
+            small.scale(**sizes)
+        after = unscaled.replica("cut.small")
+        assert (after.pid, after.quota_percent, after.sm_asked_percent) == (before.pid, 100, 25), sizes
+    call(small)
+    small.scale(sm=25, replicas=2)
+    assert len(unscaled.replicas("cut.small")) == 2

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hasfaas.core.allocation import MAX_LANES
 from hasfaas.core.errors import PlacementError
-from hasfaas.devices.base import DeviceInfo
+from hasfaas.devices.base import DeviceInfo, cut
 from hasfaas.node import lanes
 from hasfaas.node.lanes import LEAST_AUTO_QUOTA_PERCENT, Lane, Placement, Seat, Want
 
@@ -469,3 +469,15 @@ def test_whatever_comes_and_goes_no_lane_but_the_fixed_ones_is_opened(events: li
         for known in machine.lanes.values():
             cut = fixed(known.device_id).fixed_lanes
             assert cut is not None and known.units == cut[known.lane]
+
+
+def test_a_lane_serves_whoever_asks_for_what_it_was_cut_for() -> None:
+    """Of 15 chunks a lane for 50 % has 7, which is 46.7 %."""
+    chunks = DeviceInfo(
+        "gpu", "sim", tuple(range(15)), GIB, fixed_lanes=cut(15, (50.0, 25.0, 25.0)), lane_percents=(50.0, 25.0, 25.0)
+    )
+    assert [len(units) for units in chunks.fixed_lanes or ()] == [7, 4, 4]
+    placed = lanes.place("a", Want(memory_bytes=1, sm_percent=50.0), [chunks], [])
+    assert (placed.lane, len(placed.units)) == (0, 7)
+    with pytest.raises(PlacementError, match=r"0 \(46.7 %\)"):
+        lanes.place("a", Want(memory_bytes=1, sm_percent=51.0), [chunks], [])

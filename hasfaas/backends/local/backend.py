@@ -16,11 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hasfaas.backends.base import Endpoint
-from hasfaas.core.errors import AuthError, BackendError
+from hasfaas.core.errors import AuthError, BackendError, InvalidRequestError
 from hasfaas.core.settings import FRAMES_SOCKET, GATEWAY_SOCKET, Settings
 
 LOG_FILE = "gateway.log"
 LOCK_FILE = "gateway.lock"
+# How a gateway that does not start says that its settings are to blame.
+REFUSED = "refused: "
 
 
 class LocalBackend:
@@ -118,6 +120,8 @@ class LocalBackend:
         line = os.read(read_fd, 65536).decode(errors="replace").strip()
         if line == "taken":
             self._await_other()
+        elif line.startswith(REFUSED):
+            raise InvalidRequestError(f"the gateway could not start: {line.removeprefix(REFUSED)}", reason="BAD_OPTION")
         elif line != "ready":
             tail = self._log().read_text(errors="replace")[-2000:]
             raise BackendError(f"the gateway could not start: {line or tail}")

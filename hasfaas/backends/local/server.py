@@ -22,9 +22,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from hasfaas.backends.fleet import Fleet
+from hasfaas.backends.local.backend import REFUSED
 from hasfaas.backends.profiles import Profiles
 from hasfaas.backends.scaling import ScalingLoop
-from hasfaas.core.errors import HasFaasError
+from hasfaas.core.errors import HasFaasError, InvalidRequestError
 from hasfaas.core.settings import FRAMES_SOCKET, GATEWAY_SOCKET, Settings
 from hasfaas.node.agent import NodeAgent, Replica
 from hasfaas.node.inventory import devices_of
@@ -210,9 +211,13 @@ def main() -> int:
         # We hold the lock, so whoever made it has gone; a client that finds both would call into nothing.
         settings.socket_path(GATEWAY_SOCKET).unlink(missing_ok=True)
         asyncio.run(_serve(settings, arguments.embedded, lambda: tell("ready")))
+    except InvalidRequestError as exc:
+        log.error("the gateway could not start: %s", exc)
+        tell(f"{REFUSED}{exc}")
+        return 1
     except (HasFaasError, OSError) as exc:
         log.exception("the gateway could not start")
-        tell(f"error {exc}")
+        tell(str(exc))
         return 1
     return 0
 
