@@ -66,6 +66,7 @@ protos-check: $(STAMP) ## fails if the generated code is not that of protos/
 GPU_PYTHON = $(if $(filter command environment,$(firstword $(origin PYTHON))),$(PYTHON),$(firstword $(wildcard $(BIN)/python) $(shell command -v python3 || command -v python)))
 
 gpu-check: ## proves or refutes on this machine's NVIDIA GPU what the CUDA path claims; --dry-run lists it
+	+@$(GPU_PYTHON) -c 'import attrs, numpy' 2>/dev/null || { echo "$(GPU_PYTHON) lacks attrs or numpy: say make gpu-check PYTHON=... with one that has them, CuPy and torch"; exit 2; }
 	+@$(GPU_PYTHON) -m benchmarks.gpu_check $(if $(findstring n,$(firstword -$(MAKEFLAGS))),--dry-run) $(ARGS)
 
 docs: $(STAMP) ## every link between the documents resolves

@@ -182,7 +182,7 @@ class Client:
             raise ClientError(f"a client said nothing for {timeout_s:g} s")
         try:
             kind, value = self._line.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):  # reset: it ended with something of ours unread
             self.process.join(5.0)
             raise ClientError(f"a client ended with exit code {self.process.exitcode}") from None
         if kind == "raised":

@@ -5,8 +5,9 @@
     python -m benchmarks.gpu_check --only census_percentage --only wall
 
 Each check is a process with its own time limit, eight minutes at most in all; the record is written after each. Nothing is
-installed, fetched, or changed in the GPU's settings. Packages: attrs, numpy, nvidia-ml-py, CuPy of any wheel; torch and
-pytest for the checks that use them. The exit status is 0 if all that ran passed, 1 if something failed, 2 if there is no GPU.
+installed, fetched, or changed in the GPU's settings. Packages: attrs, numpy, nvidia-ml-py, CuPy of any wheel; torch,
+msgpack and pytest for the checks that use them. The exit status is 0 if all that ran passed, 1 if something failed, 2 if
+there is no GPU.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ RECORDS = ROOT / "docs" / "gpu"
 CHECKS = (
     Check("shares", "device time follows the quotas, by device events", "benchmarks.gpu_share:shares", 50),
     Check("census_percentage", "a percentage caps the SMs as asked", "benchmarks.gpu_lanes:census_percentage", 20),
-    Check("census_static", "a static partition has exactly its SMs", "benchmarks.gpu_lanes:census_static", 20),
+    Check("census_static", "a static partition has its SMs", "benchmarks.gpu_lanes:census_static", 20),
     Check("parallel", "two half lanes do the work of the whole", "benchmarks.gpu_lanes:parallel", 30),
     Check("overrun", "a lease is overrun by about one gate", "benchmarks.gpu_share:overrun", 25),
     Check("resize", "a quota is in force within one window", "benchmarks.gpu_share:resize", 20),

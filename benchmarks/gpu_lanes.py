@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 
 from benchmarks import gpu_kernels
-from benchmarks.gpu_box import Client, box, clients
+from benchmarks.gpu_box import Box, Client, box, clients
 from benchmarks.gpu_client import UNITS, Seat
 from benchmarks.gpu_sheet import Sheet
 
@@ -51,14 +51,14 @@ def census_percentage(sheet: Sheet, percents: Sequence[float] = CENSUS_PERCENTS)
 
 
 def census_static(sheet: Sheet, percents: Sequence[float] = CENSUS_PERCENTS) -> None:
-    """The same with static partitions, which are exact and exclusive."""
+    """The same with static partitions, which are exclusive, and exact but for SMs that make no whole chunk."""
     _census(sheet, "static", percents)
 
 
 def _census(sheet: Sheet, partitions: str, percents: Sequence[float]) -> None:
     with box(sheet, percents, partitions) as home:
         sms = int(str(home.info.facts["sms"]))
-        off = 0.01 if partitions == "static" else 100.0 * ROUNDED_SMS / sms + 0.01
+        off = slack_percent(home)
         for lane, percent in enumerate(percents):
             asked, client = 100.0 * home.share(lane), Client(home, counted, lane=lane)
             with clients(client):
@@ -69,6 +69,16 @@ def _census(sheet: Sheet, partitions: str, percents: Sequence[float]) -> None:
             note = f"{round(granted * sms / 100)} of {sms} SMs"
             sheet.figure(name, granted - asked, "pp", least=-off, most=off, note=note)
         sheet.remark(f"a lane can be added while the GPU has clients: {home.info.facts['can_add_lane_live']}")
+
+
+def slack_percent(home: Box) -> float:
+    """How far a lane's part of all SMs may be from its part of the units: percentages are rounded, and of SMs that make no
+    whole chunk a partition may have all or none."""
+    facts = home.info.facts
+    sms = int(str(facts["sms"]))
+    if home.partitions == "static":
+        return 100.0 * (sms - int(str(facts["chunk"])) * int(str(facts["chunks"]))) / sms + 0.01
+    return 100.0 * ROUNDED_SMS / sms + 0.01
 
 
 def parallel(sheet: Sheet, seconds: float = 1.0, count: int = 3) -> None:

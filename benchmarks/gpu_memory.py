@@ -112,6 +112,7 @@ def shared(seat: Seat) -> None:
     counts = [torch.cuda.memory_allocated()]
     array = cupy.empty(ARRAY_BYTES, dtype="u1")
     array.data.memset(1, array.nbytes)  # needs no kernel of CuPy's, and so no compiler
+    seat.stream.drain()  # it is on the null stream, for which ours does not wait
     counts.append(torch.cuda.memory_allocated())
     tensor = torch.utils.dlpack.from_dlpack(array)
     there = tensor.data_ptr() == array.data.ptr

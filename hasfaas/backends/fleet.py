@@ -22,7 +22,7 @@ from google.rpc import status_pb2
 from hasfaas.backends.bench import Bench
 from hasfaas.backends.member import Deployed, Member
 from hasfaas.backends.shown import device_views, replica_view
-from hasfaas.backends.starts import Starts, SupersededError
+from hasfaas.backends.starts import Starts, SupersededError, want_of
 from hasfaas.core.errors import (
     BackendError,
     ConflictError,
@@ -155,6 +155,12 @@ class Fleet:
         live = [m for m in deployed.members.values() if m.live]
         reshaped = [m for m in live if change.sm_percent is not None and m.want.sm_percent != change.sm_percent]
         kept = [m for m in live if m not in reshaped]
+        count = len(live) if change.replicas is None else change.replicas
+        if reshaped or count > len(live):
+            # Before anything is touched: a size that cannot be had costs nobody a replica.
+            self._starts.check_room(
+                want_of(attrs.evolve(record, sizing=sizing)), count, kept, deployed, change.quota_percent
+            )
         applied_ms = 0.0
         if sizing.sized:
             self._lift_caps(live)

@@ -10,12 +10,12 @@ import attrs
 import numpy as np
 
 from hasfaas.core.state import ReplicaState
-from hasfaas.devices.base import Health
+from hasfaas.devices.base import DeviceInfo, Health
 from hasfaas.executor.quota import Timing
 from hasfaas.node.agent import Replica
 from hasfaas.rapp import lane_law
 from hasfaas.scaling.journal import column
-from hasfaas.scaling.observation import Devices, Functions, Life, Observation, Replicas
+from hasfaas.scaling.observation import Devices, FixedLanes, Functions, Life, Observation, Replicas
 from hasfaas.serving.router import Counts
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ class Observer:
                 column("memory_bytes", [device.memory_bytes for device in devices]),
             ),
             timing=self._timing,
+            fixed_lanes=_fixed_lanes(devices),
         )
 
     def recent(self, name: str, now_s: float) -> Recent:
@@ -263,6 +264,16 @@ class Observer:
             "in_flight": self._fleet.router.in_flight(replica_id),
             "used_s": (used_ns - before_ns) / 1e9,
         }
+
+
+def _fixed_lanes(devices: Sequence[DeviceInfo]) -> FixedLanes:
+    """The lanes that were cut in advance, of all devices."""
+    rows = [
+        {"device": row, "lane": number, "units": len(units)}
+        for row, device in enumerate(devices)
+        for number, units in enumerate(device.fixed_lanes or ())
+    ]
+    return FixedLanes(**_columns(FixedLanes, rows))
 
 
 def _columns(table: type[attrs.AttrsInstance], rows: Sequence[Row], width: int = 0) -> dict[str, Any]:

@@ -378,9 +378,12 @@ def batches_of(record: FunctionRecord) -> tuple[int, ...]:
 
 def shares_of(info: DeviceInfo, wanted: Iterable[float]) -> tuple[float, ...]:
     """The distinct SM shares, in percent, that the device grants for these, up to what a function that nobody has sized
-    gets: on a `cpu` device one core is the gateway's, and a share that takes it too tells of their quarrel.
+    gets: on a `cpu` device one core is the gateway's, and a share that takes it too tells of their quarrel. Of lanes cut in
+    advance theirs, whatever is wanted: there are no others to run in.
     """
     units = len(info.units)
+    if info.fixed_lanes is not None:
+        return tuple(sorted({100.0 * len(lane) / units for lane in info.fixed_lanes}))
     granted = {100.0 * granted_units(info, min(share, info.auto_sm_percent)) / units for share in wanted}
     return tuple(sorted(granted))
 

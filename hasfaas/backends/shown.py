@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hasfaas.backends.member import Member
+from hasfaas.devices.base import DeviceInfo
 from hasfaas.node.agent import NodeAgent
+from hasfaas.node.lanes import Lane
 from hasfaas.serving.ports import DeviceView, LaneView, ReplicaView
 
 
@@ -43,7 +45,10 @@ def device_views(agent: NodeAgent) -> Sequence[DeviceView]:
                 units=units,
                 memory_bytes=device.memory_bytes,
                 memory_used_bytes=sum(s.memory_bytes for lane in mine for s in lane.seats),
-                lanes=tuple(LaneView(x.lane, x.units, 100.0 * len(x.units) / units, x.quota_percent) for x in mine),
+                lanes=tuple(
+                    LaneView(x.lane, x.units, 100.0 * len(x.units) / units, x.quota_percent)
+                    for x in sorted([*mine, *_empty(device, mine)], key=lambda lane: lane.lane)
+                ),
                 occupancy=sum(len(x.units) / units * x.quota_percent / 100.0 for x in mine),
                 health=agent.conditions[device.device_id].health.value,
                 why=agent.conditions[device.device_id].why,
@@ -53,3 +58,10 @@ def device_views(agent: NodeAgent) -> Sequence[DeviceView]:
             )
         )
     return views
+
+
+def _empty(device: DeviceInfo, taken: Sequence[Lane]) -> list[Lane]:
+    """Lanes that were cut in advance and that nobody is in: they are there all the same."""
+    numbers = {lane.lane for lane in taken}
+    cut = enumerate(device.fixed_lanes or ())
+    return [Lane(device.device_id, number, units) for number, units in cut if number not in numbers]

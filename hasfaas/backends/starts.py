@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from hasfaas.backends.bench import Bench
 from hasfaas.backends.member import Deployed, Member
 from hasfaas.core.errors import BackendError, ConflictError, HasFaasError, PlacementError
 from hasfaas.node.agent import NodeAgent, ReplicaRequest
-from hasfaas.node.lanes import Want
+from hasfaas.node.lanes import Want, could_hold
 from hasfaas.serving.channel import ChannelEvents, ReplicaChannel
 from hasfaas.serving.ports import FunctionRecord, Store
 from hasfaas.serving.router import Router
@@ -96,7 +96,7 @@ class Starts:
             try:
                 return await self._launch(deployed, want, record, bench)
             except PlacementError:
-                fits = any(want.memory_bytes <= device.memory_bytes for device in self._agent.devices.values())
+                fits = could_hold(want, self._agent.devices.values())
                 idle = self._longest_idle(deployed if bench is None else None) if fits else None
                 if idle is None and bench is None and fits and any(m.bench for m in self._members.values()):
                     self.bench_left.clear()
@@ -108,9 +108,25 @@ class Starts:
                 idle.deployed.wanted = 0
                 await self._retire(idle)
 
+    def check_room(
+        self, want: Want, count: int, kept: Sequence[Member], deployed: Deployed, quota_percent: float | None
+    ) -> None:
+        """Raises PlacementError unless `count` replicas of the function could be had at once: those `kept`, at this quota if
+        one is given, and new ones of this shape in place of its others and of whoever makes room. Changes nothing."""
+        leaving = {m.process.replica_id for m in deployed.members.values()} | {
+            member.process.replica_id for _, _, member in self._idle(deployed)
+        }
+        staying = {m.process.replica_id: quota_percent for m in kept}
+        self._agent.check_room([want] * (count - len(kept)), leaving - set(staying), staying)
+
     def _longest_idle(self, besides: Deployed | None) -> Member | None:
-        """The replica that can go: of another function, which wants none at least and whose number nobody set."""
-        candidates = [
+        candidates = self._idle(besides)
+        return min(candidates)[2] if candidates else None
+
+    def _idle(self, besides: Deployed | None) -> list[tuple[float, int, Member]]:
+        """The replicas that can go, with since when: of other functions, which want none at least and whose number nobody
+        set."""
+        return [
             (since_s, number, member)
             for number, member in enumerate(self._members.values())
             if member.deployed is not besides
@@ -119,7 +135,6 @@ class Starts:
             and self._router.depth(member.record.name) == 0
             and (since_s := self._router.idle_since_s(member.process.replica_id)) is not None
         ]
-        return min(candidates)[2] if candidates else None
 
     async def _launch(
         self,

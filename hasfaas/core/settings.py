@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 
 from hasfaas.core import addresses, keys
+from hasfaas.core.allocation import MAX_LANES
 from hasfaas.core.errors import InvalidRequestError
 from hasfaas.core.keys import ANY, Leaves, Place, Reader, Schema, Source
 from hasfaas.core.memory import parse_memory
@@ -25,7 +26,7 @@ DEVICE_KINDS = ("cpu", "sim", "cuda")
 _OWN_KEYS: Mapping[str, tuple[str, ...]] = {
     "cpu": ("cores",),
     "sim": ("sms", "cold_start_s", "profile", "lanes"),
-    "cuda": ("gpu", "partitions", "lanes"),
+    "cuda": ("gpu", "partitions", "lanes", "protocol"),
 }
 PARTITIONS = ("auto", "static", "percentage", "none")
 """How the lanes of a GPU are kept apart: MPS static partitions, MPS percentages, the better of both, or one lane, no MPS."""
@@ -54,7 +55,15 @@ def _read_lanes(place: Place, value: object) -> tuple[float, ...]:
     given = value if isinstance(value, list | tuple) else ()
     if not given or any(isinstance(p, bool) or not isinstance(p, int | float) or not 0 < p <= 100 for p in given):
         raise place.refuse(value, "give a list of SM percents, such as [50, 25, 25]")
+    if len(given) > MAX_LANES or sum(given) > 100.0 + 1e-9:
+        raise place.refuse(value, f"give at most {MAX_LANES} SM percents that sum to at most 100")
     return tuple(float(percent) for percent in given)
+
+
+def _read_gpu(place: Place, value: object) -> object:
+    if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, str) and value.strip())):
+        raise place.refuse(value, "give the number of a GPU, such as 0, or its UUID")
+    return value
 
 
 def _read_options(place: Place, value: object) -> Mapping[str, object]:
@@ -73,9 +82,10 @@ class DeviceSettings:
 
     `kind` "auto" is this machine's GPUs, or its CPU where it has none. `memory` is the device's; `cores` is how many cores a
     cpu device owns. `sms`, `cold_start_s` and `profile` (a file, or the table itself) describe a sim device. `gpu` picks one
-    of the machine's (its number or UUID); `partitions` says how a cuda device keeps lanes apart. `lanes` are the SM percents
-    of lanes cut in advance. `options` are those of a kind that a package or a file of one's own adds. `id` names the device
-    for a function's `device=` option; the devices of a `count` above 1 are `id0`, `id1` and so on.
+    of the machine's (its number or UUID); `partitions` says how a cuda device keeps lanes apart, and `protocol` how MPS is
+    spoken to. `lanes` are the SM percents of lanes cut in advance. `options` are those of a kind that a package or a file of
+    one's own adds. `id` names the device for a function's `device=` option; the devices of a `count` above 1 are `id0`,
+    `id1` and so on.
     """
 
     kind: str = attrs.field(
@@ -95,10 +105,9 @@ class DeviceSettings:
     profile: Path | Mapping[str, object] | None = attrs.field(
         default=None, validator=keys.optional(Reader(_read_profile, is_text=True)), hash=False
     )
-    gpu: str | None = attrs.field(
-        default=None, validator=keys.optional(keys.text('give the number of a GPU, such as "0", or its UUID'))
-    )
+    gpu: str | int | None = attrs.field(default=None, validator=keys.optional(Reader(_read_gpu, is_text=True)))
     partitions: str | None = attrs.field(default=None, validator=keys.optional(keys.choice(*PARTITIONS)))
+    protocol: int | None = attrs.field(default=None, validator=keys.optional(keys.whole("MPS's protocol", 2, 3)))
     lanes: tuple[float, ...] | None = attrs.field(default=None, validator=keys.optional(Reader(_read_lanes)))
     options: Mapping[str, object] | None = attrs.field(
         default=None, validator=keys.optional(Reader(_read_options)), hash=False
@@ -109,7 +118,8 @@ class DeviceSettings:
         own = _OWN_KEYS.get(self.kind, () if self.kind == AUTO else ("options",))
         for name in sorted({key for known in _OWN_KEYS.values() for key in known} | {"options"}):
             if name not in own and getattr(self, name) is not None:
-                cure = f"a {self.kind} device has no {name}; take it out, or change kind"
+                owners = [kind for kind, known in _OWN_KEYS.items() if name in known] or ["one of your own"]
+                cure = f"devices of kind {self.kind} have no {name}; take it out, or say kind = {' or '.join(owners)}"
                 raise Place(path=(name,)).refuse(getattr(self, name), cure)
         if self.kind == AUTO and (self.count != 1 or self.memory is not None):
             raise Place(path=("kind",)).refuse(self.kind, "count and memory need a kind; give one, such as cuda")

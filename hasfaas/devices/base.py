@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Protocol
@@ -26,7 +26,7 @@ from typing import Protocol
 import attrs
 
 from hasfaas import devices
-from hasfaas.core.allocation import MAX_LANES, granted_units
+from hasfaas.core.allocation import lane_units
 from hasfaas.core.errors import InvalidRequestError
 
 GROUP = "hasfaas.devices"
@@ -40,8 +40,9 @@ class DeviceInfo:
 
     `units` are its SMs (on a CPU its cores, by the kernel's numbers; of static partitions the chunks): a lane owns whole
     units, and a request is rounded up to them. `auto_sm_percent` is the partition given to a function that nobody has sized
-    yet. With `fixed_lanes` the lanes were cut in advance, and these unit sets are all there are. `options` are the device's
-    own settings, handed to the replica as they are; `facts` are for people.
+    yet. With `fixed_lanes` the lanes were cut in advance, and these unit sets are all there are; `lane_percents` are the SM
+    shares that they were cut for, where that was said: rounding to units may have left a lane a little less. `options` are
+    the device's own settings, handed to the replica as they are; `facts` are for people.
     """
 
     device_id: str
@@ -51,6 +52,7 @@ class DeviceInfo:
     auto_sm_percent: float = 100.0
     cold_start_s: float = 0.0
     fixed_lanes: tuple[tuple[int, ...], ...] | None = None
+    lane_percents: tuple[float, ...] = ()
     options: Mapping[str, object] = attrs.field(factory=dict, hash=False)
     facts: Mapping[str, object] = attrs.field(factory=dict, hash=False)
 
@@ -265,15 +267,9 @@ class DeviceRequest:
 
 
 def cut(units: int, percents: Sequence[float]) -> tuple[tuple[int, ...], ...]:
-    """Unit sets for lanes of these SM percents, each rounded up to whole units. Raises InvalidRequestError where they are
-    more than there is, or more lanes than a device can have."""
-    counts = [granted_units(units, percent) for percent in percents]
-    if not 1 <= len(counts) <= MAX_LANES or sum(counts) > units or not all(0 < p <= 100 for p in percents):
-        raise InvalidRequestError(
-            f"devices: lanes={list(percents)} takes {sum(counts)} of {units} units; give 1 to {MAX_LANES} SM percents that "
-            "sum to at most 100, each rounded up to whole units",
-            reason="BAD_OPTION",
-        )
+    """Unit sets for lanes of these SM percents, of whole units that fit the device. Raises InvalidRequestError where the
+    percents are more than there is, or more lanes than a device can have."""
+    counts = lane_units(units, percents)
     starts = [sum(counts[:index]) for index in range(len(counts))]
     return tuple(tuple(range(start, start + count)) for start, count in zip(starts, counts, strict=True))
 
@@ -311,11 +307,28 @@ def module_of(kind: str) -> DeviceModule:
         if all(hasattr(ours, name) for name in _OFFERS):
             return ours
     for entry in entry_points(group=GROUP, name=kind):
-        found: DeviceModule = entry.load()
-        return found
+        return _loaded(entry)
     raise InvalidRequestError(
-        f"device kind {kind!r} is unknown; known kinds: {', '.join(kinds())}", reason="BAD_DEVICE"
+        f"device kind {kind!r} is unknown; known kinds: auto, {', '.join(kinds())}", reason="BAD_DEVICE"
     )
+
+
+def _loaded(entry: EntryPoint) -> DeviceModule:
+    """An installed package's device. Raises InvalidRequestError where it does not load, or lacks what a device offers."""
+    try:
+        found: DeviceModule = entry.load()
+    except Exception as exc:  # importing runs a stranger's module
+        raise InvalidRequestError(
+            f"device kind {entry.name!r} cannot be used: {entry.value} does not load: {type(exc).__name__}: {exc}",
+            reason="BAD_DEVICE",
+        ) from exc
+    lacks = [name for name in _OFFERS if not hasattr(found, name)]
+    if lacks:
+        raise InvalidRequestError(
+            f"device kind {entry.name!r} cannot be used: {entry.value} has no {', '.join(lacks)} (see DeviceModule)",
+            reason="BAD_DEVICE",
+        )
+    return found
 
 
 def kinds() -> tuple[str, ...]:

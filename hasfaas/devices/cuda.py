@@ -18,6 +18,7 @@ from hasfaas.devices import cuda_errors, cuda_memory, nvml
 from hasfaas.devices.base import DeviceInfo, DeviceRequest, DeviceSlice
 from hasfaas.devices.cuda_keeper import CudaKeeper
 from hasfaas.devices.cuda_stream import CudaStream
+from hasfaas.devices.mps import PROTOCOLS
 
 PARTITIONS = ("auto", "static", "percentage", "none")
 
@@ -32,7 +33,7 @@ def inventory(request: DeviceRequest) -> Sequence[DeviceInfo]:
 
     Raises InvalidRequestError for an option, BackendError with the cure where there is no driver, GPU or CuPy.
     """
-    request.only("cuda", "gpu", "partitions", "lanes")
+    request.only("cuda", "gpu", "partitions", "lanes", "protocol")
     _check(request)
     chosen = _chosen(nvml.gpus(), request)
     if importlib.util.find_spec("cupy") is None:
@@ -47,6 +48,11 @@ def _check(request: DeviceRequest) -> None:
     if partitions not in PARTITIONS:
         raise InvalidRequestError(
             f"devices: partitions={partitions!r} is none of {', '.join(PARTITIONS)}", reason="BAD_OPTION"
+        )
+    protocol = request.options.get("protocol")
+    if protocol is not None and protocol not in PROTOCOLS:
+        raise InvalidRequestError(
+            f"devices: protocol={protocol!r} is none of {', '.join(map(str, PROTOCOLS))}", reason="BAD_OPTION"
         )
     if lanes is not None and not (isinstance(lanes, list | tuple) and all(type(p) in (int, float) for p in lanes)):
         raise InvalidRequestError(
@@ -91,6 +97,7 @@ def _info(gpu: nvml.Gpu, request: DeviceRequest) -> DeviceInfo:
         "uuid": gpu.uuid,
         "partitions": request.options.get("partitions", "auto"),
         "lanes": request.options.get("lanes"),
+        "protocol": request.options.get("protocol"),
         "memory_bytes": memory_bytes,
     }
     facts = {"uuid": gpu.uuid, "name": gpu.name, "capability": ".".join(map(str, gpu.capability)), "mig": gpu.mig}

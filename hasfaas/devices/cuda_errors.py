@@ -17,6 +17,7 @@ OUT_OF_MEMORY = 2
 FATAL = {
     # Those of which the enum says that the process must be terminated and launched again to go on.
     220: ("cudaErrorNvlinkUncorrectable", "uncorrectable NVLink error"),
+    226: ("cudaErrorContained", "Invalid access of peer GPU memory over nvlink or a hardware error"),
     700: ("cudaErrorIllegalAddress", "an illegal memory access was encountered"),
     702: ("cudaErrorLaunchTimeout", "the launch timed out and was terminated"),
     710: ("cudaErrorAssert", "device-side assert triggered"),

@@ -25,9 +25,9 @@ import attrs
 
 from hasfaas.core.errors import BackendError, InvalidRequestError, PlacementError
 from hasfaas.devices import held_probe, nvml
-from hasfaas.devices.base import Condition, DeviceInfo, Health
+from hasfaas.devices.base import Condition, DeviceInfo, Health, cut
 from hasfaas.devices.held_probe import Census
-from hasfaas.devices.mps import MpsControl
+from hasfaas.devices.mps import PROTOCOLS, MpsControl
 from hasfaas.devices.mps_folders import daemon_folder, daemon_root, make_private, sweep
 from hasfaas.devices.mps_partitions import Partitions, Units
 from hasfaas.devices.mps_policy import (
@@ -37,7 +37,6 @@ from hasfaas.devices.mps_policy import (
     STATIC,
     Recovery,
     client_environment,
-    lane_units,
     modes,
     plain_environment,
     thread_percentage,
@@ -65,7 +64,9 @@ class CudaKeeper:
         self._uuid = str(info.options["uuid"])
         self._root = root or daemon_root()
         folder = daemon_folder(self._root, self._uuid)
-        self._control = MpsControl(folder, self._uuid)
+        protocol = info.options.get("protocol")
+        protocols = PROTOCOLS if protocol is None else (int(str(protocol)),)
+        self._control = MpsControl(folder, self._uuid, protocols=protocols)
         self._hurried = MpsControl(folder, self._uuid, timeout_s=_HURRY_S)
         self._probe = probe
         self._clock_s = clock_s
@@ -94,6 +95,10 @@ class CudaKeeper:
                 info = self._enter(mode)
             except BaseException as exc:
                 self.stop()
+                if isinstance(exc, PlacementError) and mode == choices[-1]:
+                    raise BackendError(
+                        f'devices: partitions="{mode}" cannot be had: {exc}', reason="PARTITIONS_UNAVAILABLE"
+                    ) from exc
                 if mode == choices[-1] or not isinstance(exc, BackendError | PlacementError):
                     raise
                 why = "; ".join(filter(None, (why, f"{mode}: {exc}")))
@@ -190,12 +195,15 @@ class CudaKeeper:
         left = self._partitions.reclaim()
         if left:
             raise PlacementError(f"{self._uuid} does not give partitions back: {', '.join(left)}")
-        chunks = self._control.partitions().chunks
+        table = self._control.partitions()
+        chunks = table.chunks
         lanes = self._cut(chunks, None if live else DEFAULT_LANES)
         for units in lanes or ():
             self._partitions.cut(units)
-        facts = {"chunk": census.sms, "chunks": chunks, "can_add_lane_live": live}
-        return self._described(census, tuple(range(chunks)), chunks * census.sms, lanes, facts)
+        # A client of MPS may be told its own share, and SMs beyond whole chunks may be in the probe's partition.
+        sms = max(census.device_sms, table.sms or chunks * census.sms)
+        facts = {"chunk": min(census.sms, sms // chunks), "chunks": chunks, "can_add_lane_live": live}
+        return self._described(census, tuple(range(chunks)), sms, lanes, facts)
 
     def _enter_percentage(self) -> DeviceInfo:
         self._control.start(static=False)
@@ -224,10 +232,17 @@ class CudaKeeper:
         lanes: tuple[Units, ...] | None,
         facts: Mapping[str, object],
     ) -> DeviceInfo:
-        """`sms` are those that all units together stand for: SMs that belong to no chunk can be nobody's."""
+        """`sms` are all that the GPU has, which a replica's count is a share of. A lane's own `sm_percent` is a share of the
+        units; with static partitions both differ by the SMs beyond whole chunks, of which a lane may have all or none (of
+        132 SMs in 15 chunks of 8 these are 12). Counted against the chunks alone, a lane could have more than 100 %."""
         found = {"sms": sms, "context_ms": census.context_ms, "clock_mhz": census.clock_mhz, **facts}
+        if self._mode != NONE:
+            found["protocol"] = self._control.protocol
         options = {**self._info.options, "sms": sms}
-        return attrs.evolve(self._info, units=units, fixed_lanes=lanes, options=options, facts=found)
+        cut_for = () if lanes is None or self._mode == NONE else self._option_lanes() or DEFAULT_LANES
+        return attrs.evolve(
+            self._info, units=units, fixed_lanes=lanes, lane_percents=cut_for, options=options, facts=found
+        )
 
     def _option_lanes(self) -> tuple[float, ...] | None:
         lanes = self._info.options.get("lanes")
@@ -237,7 +252,7 @@ class CudaKeeper:
     def _cut(self, units: int, default: tuple[float, ...] | None) -> tuple[Units, ...] | None:
         """Lanes cut in advance, if anybody wants them."""
         percents = self._option_lanes() or default
-        return None if percents is None else lane_units(units, percents)
+        return None if percents is None else cut(units, percents)
 
     def _held(self, environment: Mapping[str, str | None]) -> AbstractContextManager[Census]:
         return held_probe.held_probe(environment, command=self._probe, before_kill=self.before_kill)
@@ -261,7 +276,9 @@ class CudaKeeper:
             return self._condition if waits else self._struck("its MPS daemon ended", restart=True)
         before, self._server = self._server, self._current_server()
         if before is not None and self._server != before:
-            return self._struck("its MPS server ended")
+            # With static partitions the daemon goes too: whether they outlive their server, no page says, and in protocol 3
+            # they may come back under other names.
+            return self._struck("its MPS server ended", restart=self._mode == STATIC)
         status = ServerStatus.ACTIVE if self._server is None else self._control.server_status(self._server)
         if status is ServerStatus.FAULT:
             return self._fault()

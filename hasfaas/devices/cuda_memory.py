@@ -38,12 +38,14 @@ def limit_cupy(cupy: Any, limit_bytes: int) -> None:
 def share_with_torch(cupy: Any, torch: Any, limit_bytes: int) -> None:
     """Bounds torch's allocator, and has CuPy allocate from it from now on. What CuPy holds already is subtracted.
 
-    torch counts in shares of what `cudaMemGetInfo` calls the total, which under MPS may be the process's limit or the whole
-    device: so it is asked here, in the process that is bounded.
+    torch counts in shares of a total: older ones of what `cudaMemGetInfo` says, newer ones of the device's properties. Under
+    MPS either may be the process's limit or the whole device. The smaller one is taken: torch is then never bounded below the
+    limit, and where it is bounded above, MPS refuses instead.
     """
     pool = cupy.get_default_memory_pool()
     pool.free_all_blocks()
-    _, total_bytes = cupy.cuda.runtime.memGetInfo()
+    _, told_bytes = cupy.cuda.runtime.memGetInfo()
+    total_bytes = min(told_bytes, torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
     left_bytes = max(limit_bytes - pool.total_bytes(), 0)
     torch.cuda.set_per_process_memory_fraction(min(left_bytes / total_bytes, 1.0))
 

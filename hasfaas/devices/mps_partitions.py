@@ -64,8 +64,8 @@ class Partitions:
         return tuple(self._leftover)
 
     def can_cut_live(self) -> bool:
-        """Whether a partition can be made and given back now, while the GPU has a client. NVIDIA's page of v3 says that it
-        cannot; that of v2, which is spoken here, says nothing."""
+        """Whether a partition can be made and given back now, while the GPU has a client. NVIDIA's page of
+        protocol 3 says that it cannot; that of 2 says nothing."""
         try:
             spare = self._control.add_partition(1)
         except PlacementError as exc:

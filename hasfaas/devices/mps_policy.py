@@ -3,12 +3,11 @@ that faulted is trusted again. Nothing here acts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import takewhile
 
 import attrs
 
-from hasfaas.core.allocation import MAX_LANES, granted_units
 from hasfaas.core.errors import BackendError, InvalidRequestError
 from hasfaas.devices.mps import STATIC_CUDA, VARIABLES
 
@@ -77,26 +76,6 @@ def _sharing_obstacle(compute_mode: str) -> str:
     if compute_mode.startswith("exclusive"):
         return f"without MPS, compute mode {compute_mode} lets one replica use the GPU: run `nvidia-smi -c DEFAULT` as root"
     return ""
-
-
-def lane_units(units: int, percents: Sequence[float]) -> tuple[tuple[int, ...], ...]:
-    """Unit sets for lanes of these SM percents: each rounded up to whole units, and where that is more than there is, the
-    ones that gained most by it rounded down (15 chunks for 50, 25 and 25 %: 7, 4 and 4). Raises InvalidRequestError where
-    they are more than the GPU."""
-    exact = [units * percent / 100.0 for percent in percents]
-    counts = [granted_units(units, percent) for percent in percents]
-    fits = 1 <= len(counts) <= min(MAX_LANES, units) and sum(percents) <= 100.0 + 1e-9 and min(percents) > 0
-    if not fits:
-        raise InvalidRequestError(
-            f"devices: lanes={list(percents)} cannot be cut from {units} units; give 1 to {min(MAX_LANES, units)} SM "
-            "percents above 0 that sum to at most 100",
-            reason="BAD_OPTION",
-        )
-    while sum(counts) > units:
-        gains = [count - share if count > 1 else -1.0 for count, share in zip(counts, exact, strict=True)]
-        counts[gains.index(max(gains))] -= 1
-    starts = [sum(counts[:index]) for index in range(len(counts))]
-    return tuple(tuple(range(start, start + count)) for start, count in zip(starts, counts, strict=True))
 
 
 def thread_percentage(units: int, of: int) -> int:

@@ -1,4 +1,4 @@
-"""What `nvidia-cuda-mps-control` answers, as values. Nothing here runs a command.
+"""What `nvidia-cuda-mps-control` answers in protocol 2, as values. Nothing here runs a command.
 
 The control program ends with status 0 whenever its daemon could be talked to, also when that refused (its manual page), so
 only the text tells. Sources, all of release 615: NVIDIA's pages "Legacy MPS v2 Interface" and "Common Tasks"
@@ -42,16 +42,24 @@ class Partition:
 
 @attrs.frozen
 class PartitionTable:
-    """`lspart` of one GPU: chunks that are free and used, and the partitions. SMs that belong to no chunk are in neither."""
+    """`lspart` of one GPU: chunks that are free and used, the partitions, and the SMs that are free. SMs that make no whole
+    chunk go with the free ones, and then to a partition: in NVIDIA's example of 10 chunks of 8 on 92 SMs the last partition,
+    of 2 chunks, has 28 SMs."""
 
     free_chunks: int
     used_chunks: int
     partitions: tuple[Partition, ...] = ()
+    free_sms: int = 0
 
     @property
     def chunks(self) -> int:
         """All that lanes can be made of."""
         return self.free_chunks + self.used_chunks
+
+    @property
+    def sms(self) -> int:
+        """The GPU's SMs; 0 where they are not told. The column of used SMs does not add up in NVIDIA's example."""
+        return self.free_sms + sum(each.sms for each in self.partitions)
 
 
 def parse_pids(reply: str) -> tuple[int, ...]:
@@ -72,8 +80,8 @@ def parse_version(reply: str) -> str:
 
 
 def parse_partition(reply: str) -> str | None:
-    """`sm_partition add`: the identifier to give a client, "UUID/ID", of which ID may have slashes of its own. Both forms:
-    "UUID/ID" and "Partition UUID/ID created". None where it was refused."""
+    """`sm_partition add`: the identifier to give a client, "UUID/ID", of which ID may have slashes of its own. All forms:
+    "UUID/ID", "Partition UUID/ID created", and "CUDA_MPS_SM_PARTITION=UUID/ID" of protocol 3. None where it was refused."""
     found = _PARTITION.search(reply)
     return found.group(1) if found else None
 
@@ -86,7 +94,8 @@ def parse_partitions(reply: str) -> PartitionTable | None:
     if not totals:
         return None
     found = tuple(_partition(row) for row in rows if row not in totals and len(row) >= 4)
-    return PartitionTable(int(totals[0][1]), int(totals[0][2]), found)
+    _gpu, free, used, *sms = totals[0]
+    return PartitionTable(int(free), int(used), found, int(sms[0]) if sms and sms[0].isdigit() else 0)
 
 
 def refused(reply: str) -> bool:

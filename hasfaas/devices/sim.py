@@ -234,6 +234,7 @@ def device(
         memory_bytes=memory_bytes,
         cold_start_s=cold_start_s,
         fixed_lanes=None if lanes is None else cut(sms, lanes),
+        lane_percents=tuple(lanes or ()),
         options={
             "lanes_file": str(lanes_file or _fresh_name()),
             "profiles": {name: profile.to_dict() for name, profile in known.items()},

@@ -587,7 +587,7 @@ def _reseed() -> None:
     if "torch" in sys.modules:
         import torch
 
-        # Not torch.seed(): that imports what other accelerators need, for milliseconds; CUDA has not been started here.
+        # Not torch.seed(): that imports what other accelerators need, for milliseconds; CUDA's generators seed themselves.
         torch.default_generator.seed()
 
 

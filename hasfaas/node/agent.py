@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -174,7 +174,7 @@ class NodeAgent:
         Raises PlacementError when nothing has room, BackendError or IncompatibleError when its zygote cannot run.
         """
         replica_id = f"{request.function}-{next(self._ids)}"
-        placed = self._place(replica_id, request.want)
+        placed = self._place(replica_id, request.want, self.lanes())
         device = self.devices[placed.device_id]
         key = (placed.device_id, placed.lane)
         lane = self._lanes.get(key) or Lane(placed.device_id, placed.lane, placed.units)
@@ -294,6 +294,28 @@ class NodeAgent:
                 trial[key], seats=seating.resize(attrs.evolve(lane, seats=seats), replica_id, quota)
             )
 
+    def check_room(self, wants: Sequence[Want], leaving: Collection[str], quotas: Mapping[str, float | None]) -> None:
+        """Raises PlacementError unless all these replicas would have room once those `leaving` have gone, with these quotas
+        of others (None: as they are); changes nothing."""
+        trial = {}
+        for key, lane in self._lanes.items():
+            seats = tuple(
+                seat
+                if (quota := quotas.get(seat.replica_id)) is None
+                else attrs.evolve(seat, quota_percent=quota, pinned=True)
+                for seat in lane.seats
+                if seat.replica_id not in leaving
+            )
+            if seats:
+                trial[key] = attrs.evolve(lane, seats=seats)
+        for number, want in enumerate(wants):
+            name = f"trial-{number}"
+            placed = self._place(name, want, tuple(trial.values()))
+            lane = trial.get((placed.device_id, placed.lane)) or Lane(placed.device_id, placed.lane, placed.units)
+            seat = Seat(name, placed.quota_percent, placed.pinned, want.memory_bytes)
+            seats = (*self._with_resizes(lane, placed.resizes), seat)
+            trial[placed.device_id, placed.lane] = attrs.evolve(lane, seats=seats)
+
     def kill(self, replica_id: str) -> None:
         """SIGKILL, once its work on the device has been ended; now, where the device needs none of that. Harmless when it has
         gone."""
@@ -358,14 +380,14 @@ class NodeAgent:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    def _place(self, replica_id: str, want: Want) -> seating.Placement:
+    def _place(self, replica_id: str, want: Want, lanes: Sequence[Lane]) -> seating.Placement:
         out = {n: c for n, c in self.conditions.items() if c.health is not Health.READY}
         why = "; ".join(f"{name} is {c.health.value} ({c.why}; {c.cure or 'wait'})" for name, c in out.items())
         ready = [device for name, device in self.devices.items() if name not in out]
         if out and not any(want.device in ("auto", device.kind, device.device_id) for device in ready):
             raise PlacementError(f"no room for a replica of device {want.device}: {why}")
         try:
-            return seating.place(replica_id, want, ready, self.lanes())
+            return seating.place(replica_id, want, ready, lanes)
         except PlacementError as exc:
             if not out:
                 raise

@@ -19,6 +19,8 @@ def devices_of(settings: Iterable[DeviceSettings]) -> tuple[DeviceInfo, ...]:
     found: list[DeviceInfo] = []
     for entry in settings:
         made = _auto() if entry.kind == AUTO else tuple(module_of(entry.kind).inventory(request_of(entry)))
+        if not made:
+            raise InvalidRequestError(f"devices: kind={entry.kind!r} offers no device here", reason="BAD_DEVICE")
         for index, device in enumerate(made):
             name = entry.id if len(made) == 1 else entry.id and f"{entry.id}{index}"
             taken = sum(1 for other in found if other.kind == device.kind)

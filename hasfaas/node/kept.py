@@ -12,13 +12,14 @@ T = TypeVar("T")
 
 
 class Kept:
-    """One keeper. `acts` is false for a device that needs none: then no call leaves the loop."""
+    """One keeper. `acts` is false for a plain `Unkept`, of which there is nothing to wait for: then no call leaves the loop.
+    A keeper that derives from it is asked like any other."""
 
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
         self._turn = asyncio.Lock()
         self._open: set[int] = set()
-        self.acts = not isinstance(keeper, Unkept)
+        self.acts = type(keeper) is not Unkept
 
     async def start(self) -> DeviceInfo:
         """Makes the device ready."""

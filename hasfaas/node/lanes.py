@@ -3,6 +3,9 @@
 A lane is a set of whole units (SMs, cores) whose replicas take turns by quota; quotas of one lane sum to at most 100.
 A replica whose quota somebody set is *pinned*; the others share what is left of their lane in equal parts, and are
 re-sized as neighbours come and go. That is what an unprofiled function gets: the largest slice that fits.
+
+Where a device's lanes were cut in advance (`DeviceInfo.fixed_lanes`) there are no others: a lane's number is its place among
+them, and an SM share is met by the smallest one with room that has at least so many units.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from hasfaas.core.allocation import MAX_LANES
 from hasfaas.core.errors import PlacementError
 from hasfaas.devices.base import DeviceInfo
 
+NO_SUCH_LANE = "NO_SUCH_LANE"
+"""The reason of a PlacementError where no device could hold the replica, whoever left: its lanes are too small."""
 # A replica that nobody sized keeps at least this much, so that a pinned neighbour cannot starve it silently.
 LEAST_AUTO_QUOTA_PERCENT = 1.0
 
@@ -102,7 +107,7 @@ def place(replica_id: str, want: Want, devices: Sequence[DeviceInfo], lanes: Seq
     """The best seat for a new replica: the largest slice for one that nobody sized; for a sized one a lane where no
     neighbour has to give, then the fullest.
 
-    Raises PlacementError, saying for each device why not.
+    Raises PlacementError, saying for each device why not (NO_SUCH_LANE where only other lanes would help).
     """
     best: tuple[tuple[float, ...], Placement] | None = None
     refusals: list[str] = []
@@ -120,16 +125,51 @@ def place(replica_id: str, want: Want, devices: Sequence[DeviceInfo], lanes: Seq
             continue
         found = [s for lane in _open_lanes(device, mine, want) if (s := _seat(replica_id, want, device, lane))]
         if not found:
-            where = "no lane" if want.lane is None else f"no lane {want.lane}"
-            refusals.append(f"{device.device_id} has {where} with room")
+            refusals.append(f"{device.device_id} has {_missing(device, want)}")
         for placement, score in found:
             if best is None or score > best[0]:
                 best = (score, placement)
     if best is None:
         asked = f"sm {_percent(want.sm_percent)}, quota {_percent(want.quota_percent)}"
         why = "; ".join(refusals) or "there is no device"
-        raise PlacementError(f"no room for a replica with {asked}: {why}. {_cure(want, devices, refusals)}")
+        reason = None if could_hold(want, devices) or not _lane_lacks(want, devices) else NO_SUCH_LANE
+        raise PlacementError(
+            f"no room for a replica with {asked}: {why}. {_cure(want, devices, refusals)}", reason=reason
+        )
     return best[1]
+
+
+def could_hold(want: Want, devices: Iterable[DeviceInfo]) -> bool:
+    """Whether any of the devices would have room for it if nobody else were there: memory, and a lane large enough."""
+    return any(
+        want.device in ("auto", device.kind, device.device_id)
+        and want.memory_bytes <= device.memory_bytes
+        and bool(_large_enough(device, want))
+        for device in devices
+    )
+
+
+def _lane_lacks(want: Want, devices: Sequence[DeviceInfo]) -> bool:
+    """Whether lanes are what keeps the devices asked for from ever holding it."""
+    asked = [device for device in devices if want.device in ("auto", device.kind, device.device_id)]
+    return any(want.memory_bytes <= device.memory_bytes for device in asked)
+
+
+def _missing(device: DeviceInfo, want: Want) -> str:
+    """What a device without a seat lacks, in words."""
+    which = "no lane" if want.lane is None else f"no lane {want.lane}"
+    if device.fixed_lanes is None:
+        return f"{which} with room"
+    if not _large_enough(device, want):
+        size = "" if want.sm_percent is None else f" of SM {want.sm_percent:g} % or more"
+        return f"{which}{size}: its lanes were cut in advance, {_listed(device)}"
+    return f"{which} with room among those cut in advance, {_listed(device)}"
+
+
+def _listed(device: DeviceInfo) -> str:
+    """Fixed lanes in words, such as "0 (50 %), 1 (25 %)"."""
+    shares = [100.0 * len(units) / len(device.units) for units in device.fixed_lanes or ()]
+    return ", ".join(f"{number} ({share:.3g} %)" for number, share in enumerate(shares))
 
 
 def _percent(value: float | None) -> str:
@@ -139,15 +179,38 @@ def _percent(value: float | None) -> str:
 def _cure(want: Want, devices: Sequence[DeviceInfo], refusals: Sequence[str]) -> str:
     if all(want.device not in ("auto", device.kind, device.device_id) for device in devices):
         known = ", ".join(f"{device.device_id} ({device.kind})" for device in devices)
-        return f"Devices here: {known or 'none'}; name one of them with device=, or add one to the configuration"
+        return (
+            f"Devices here: {known or 'none'}; name one of them with device=, or add one to the configuration "
+            "(`hasfaas doctor` says what keeps a GPU from being used)"
+        )
     if any("memory left" in refusal for refusal in refusals):
         return (
             "End what holds memory (`hasfaas scale NAME --replicas 0`, `hasfaas delete NAME`), or declare less memory="
         )
+    if not could_hold(want, devices):
+        return (
+            "Ask for no larger lane than there is (`hasfaas scale NAME --sm`), or cut others with lanes= of the device"
+        )
     return "Lower a neighbour with `hasfaas scale NAME --quota`, or add a device"
 
 
+def _large_enough(device: DeviceInfo, want: Want) -> list[int]:
+    """The numbers of lanes that a device can have for this want, whoever is in them. One that was cut for a share serves a
+    request for it, also where whole units came to a little less (of 15 chunks, a lane for 50 % has 7)."""
+    count = 1 if want.sm_percent is None else granted_units(device, want.sm_percent)
+    sizes = [len(units) for units in device.fixed_lanes] if device.fixed_lanes is not None else [count] * MAX_LANES
+    cut_for = device.lane_percents or (0.0,) * len(sizes)
+    large = [size >= count or cut >= (want.sm_percent or 0.0) for size, cut in zip(sizes, cut_for, strict=True)]
+    return [number for number, fits in enumerate(large) if fits and want.lane in (None, number)]
+
+
 def _open_lanes(device: DeviceInfo, lanes: Sequence[Lane], want: Want) -> list[Lane]:
+    if device.fixed_lanes is not None:
+        there = {lane.lane: lane for lane in lanes}
+        return [
+            there.get(number) or Lane(device.device_id, number, device.fixed_lanes[number])
+            for number in _large_enough(device, want)
+        ]
     asked = want.sm_percent if want.sm_percent is not None else device.auto_sm_percent
     count = granted_units(device, asked)
     fitting = [lane for lane in lanes if want.sm_percent is None or len(lane.units) == count]
@@ -176,9 +239,11 @@ def _seat(replica_id: str, want: Want, device: DeviceInfo, lane: Lane) -> tuple[
         pinned=pinned,
         resizes=changed(lane.seats, seats),
     )
+    # Of fixed lanes the smallest that is large enough, before anything else.
+    beyond = 0.0 if want.sm_percent is None or device.fixed_lanes is None else sm_percent - want.sm_percent
     if pinned:
-        return placement, (-float(len(placement.resizes)), lane.quota_percent)
-    return placement, (sm_percent * placement.quota_percent, -float(len(lane.seats)))
+        return placement, (-beyond, -float(len(placement.resizes)), lane.quota_percent)
+    return placement, (-beyond, sm_percent * placement.quota_percent, -float(len(lane.seats)))
 
 
 def resize(lane: Lane, replica_id: str, quota_percent: float) -> tuple[Seat, ...]:

@@ -14,8 +14,8 @@ from pathlib import Path
 import attrs
 
 from hasfaas.core.version import VERSION
-from hasfaas.devices.mps import COMMAND
 from hasfaas.devices.mps_folders import daemon_root
+from hasfaas.devices.mps_processes import COMMAND
 from hasfaas.node.cgroup import Limits, limits
 from hasfaas.node.shm_files import SHM
 

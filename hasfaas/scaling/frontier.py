@@ -72,7 +72,8 @@ class FrontierSettings:
     that can carry greater peaks. `replica_price` is what each replica costs beside its area, in devices: its memory,
     its lane, its
     cold start; `least_quota` is the part of its lane that it counts for at least. `sm_percents` replaces the
-    surface's own shares."""
+    surface's own shares. `most` [sm] is how many lanes of each share there are: more replicas than that carry no more (None:
+    as many as one likes)."""
 
     late_factor: float = 0.5
     insurance: float = 0.15
@@ -81,6 +82,7 @@ class FrontierSettings:
     replica_price: float = 0.003
     least_quota: float = 0.0
     sm_percents: tuple[float, ...] | None = None
+    most: tuple[int, ...] | None = None
 
 
 @attrs.frozen
@@ -104,7 +106,8 @@ class Frontier:
     """`rps` and `batch` [replicas, sm, quota]: what a slice carries within the promise, and at which greatest batch.
 
     `rps` never falls with the quota. `limit_rps` is what replicas that never idle serve at that batch, less a tenth.
-    `best` [peak, rate] holds flat (replicas, sm) indices of the cheapest shape, -1 where none carries it.
+    `best` [peak, rate] holds flat (replicas, sm) indices of the cheapest shape, -1 where none carries it; `last` is then the
+    one to take.
     """
 
     sm_percents: Array
@@ -113,6 +116,7 @@ class Frontier:
     batch: Array
     best: Array
     settings: FrontierSettings
+    last: int = 0
 
     @classmethod
     def of(
@@ -150,7 +154,12 @@ class Frontier:
         items = np.asarray(batches)[chosen]
         per_item_ms = hold_ms[np.arange(len(sm))[:, None], chosen] / items
         limit = GREATEST_UTILISATION * counts[:, None, None] * quotas / per_item_ms * 1e3
-        return cls(sm, most, limit, items, _cheapest(most, sm, settings), settings)
+        last = 0
+        if settings.most is not None:
+            most, limit, items = (_bounded(each, settings.most) for each in (most, limit, items))
+            # What carries most; the largest lane where the promise cannot be kept at all.
+            last = int(most[..., -1].argmax()) if most.any() else len(sm) - 1
+        return cls(sm, most, limit, items, _cheapest(most, sm, settings), settings, last)
 
     def need(self, replicas: int, sm_percent: float, rate_rps: float) -> Shape | None:
         """So many replicas of this share at the least quota that carries the rate; None where 100 % does not."""
@@ -228,6 +237,12 @@ def feasible(
 def _count(replicas: int) -> int:
     """The row of the greatest known number that is not above `replicas`."""
     return max(0, int(np.searchsorted(REPLICAS, replicas, side="right")) - 1)
+
+
+def _bounded(values: Array, most: tuple[int, ...]) -> Array:
+    """[replicas, sm, quota] where further replicas than there are lanes of a share change nothing."""
+    rows = np.minimum(np.arange(len(REPLICAS))[:, None], [_count(lanes) for lanes in most])
+    return np.asarray(values[rows, np.arange(len(most))])
 
 
 def _price(sm_percents: Array, quota: Array, settings: FrontierSettings) -> Array:

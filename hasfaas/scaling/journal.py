@@ -28,7 +28,7 @@ from hasfaas.core.version import VERSION
 from hasfaas.executor.quota import Timing
 from hasfaas.rapp.surface import Surface
 from hasfaas.scaling.decision import Action, AddReplica, Decision, DrainReplica, Rebatch, Resize
-from hasfaas.scaling.observation import Devices, Functions, Observation, Replicas
+from hasfaas.scaling.observation import Devices, FixedLanes, Functions, Observation, Replicas
 from hasfaas.scaling.policy import Policy
 
 Array = np.ndarray[Any, Any]
@@ -111,17 +111,19 @@ class Scribe:
             None if surface is None else self._numbers[name][1]
             for name, surface in zip(observation.functions.names, observation.functions.surfaces, strict=True)
         ]
+        fixed = {"fixed_lanes": _table(observation.fixed_lanes)} if len(observation.fixed_lanes) else {}
         return {
             "now_s": observation.now_s,
             "interval_s": observation.interval_s,
             "functions": functions,
             "replicas": _table(observation.replicas),
             "devices": _table(observation.devices),
+            **fixed,
             "timing": attrs.asdict(observation.timing),
         }
 
 
-def _table(table: Functions | Replicas | Devices) -> dict[str, Any]:
+def _table(table: Functions | Replicas | Devices | FixedLanes) -> dict[str, Any]:
     return {
         field: list(values) if field in _TEXT_COLUMNS else _plain(values)
         for field, values in attrs.asdict(table, recurse=False).items()
@@ -254,6 +256,8 @@ def _observation(data: Mapping[str, Any], surfaces: Mapping[int, Surface]) -> Ob
         replicas=Replicas(**_columns(data["replicas"])),
         devices=Devices(**_columns(data["devices"])),
         timing=Timing(**data["timing"]),
+        # Only where lanes were cut in advance, which logs of before do not know.
+        fixed_lanes=FixedLanes(**_columns(data.get("fixed_lanes", {}))),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 import numpy as np
 
+from hasfaas.core.allocation import MAX_LANES
 from hasfaas.core.errors import InvalidRequestError
 from hasfaas.executor.quota import Timing
 from hasfaas.rapp.surface import Surface
@@ -94,7 +95,33 @@ class Devices:
         return len(self.ids)
 
 
-_NAMES = {table: tuple(field.name for field in attrs.fields(table)) for table in (Functions, Replicas, Devices)}
+def _no_rows() -> Array:
+    return np.zeros(0, np.int64)
+
+
+@attrs.frozen(eq=False)
+class FixedLanes:
+    """One row a lane that was cut in advance: its device (row number), its number there, and its units. A device that has
+    any here has no other lanes; of one that has none, any lane of whole units can be made."""
+
+    device: Array = attrs.field(factory=_no_rows)
+    lane: Array = attrs.field(factory=_no_rows)
+    units: Array = attrs.field(factory=_no_rows)
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def same(self, other: FixedLanes) -> bool:
+        """Whether both are the same lanes."""
+        return self is other or (
+            np.array_equal(self.device, other.device)
+            and np.array_equal(self.lane, other.lane)
+            and np.array_equal(self.units, other.units)
+        )
+
+
+_TABLES = (Functions, Replicas, Devices, FixedLanes)
+_NAMES = {table: tuple(field.name for field in attrs.fields(table)) for table in _TABLES}
 
 
 @attrs.frozen(eq=False)
@@ -108,9 +135,10 @@ class Observation:
     replicas: Replicas
     devices: Devices
     timing: Timing = attrs.field(factory=Timing)
+    fixed_lanes: FixedLanes = attrs.field(factory=FixedLanes)
 
     def __attrs_post_init__(self) -> None:
-        for table in (self.functions, self.replicas, self.devices):
+        for table in (self.functions, self.replicas, self.devices, self.fixed_lanes):
             rows = len(table)
             for name in _NAMES[type(table)]:
                 if len(getattr(table, name)) != rows:
@@ -121,6 +149,12 @@ class Observation:
             named = getattr(self.replicas, column)
             if len(named) and not (named.min() >= 0 and named.max() < most):
                 raise _bad(f"Replicas.{column} names row {named.max()}, there are {most}")
+        for column, least, most in (("device", 0, len(self.devices)), ("lane", 0, MAX_LANES), ("units", 1, 1 << 62)):
+            named = getattr(self.fixed_lanes, column)
+            if len(named) and not (named.min() >= least and named.max() < most):
+                raise _bad(
+                    f"FixedLanes.{column} holds {named.min()} to {named.max()}, it must lie in [{least}, {most})"
+                )
 
 
 def _bad(message: str) -> InvalidRequestError:

@@ -2,6 +2,7 @@
 
 A device has at most MAX_LANES lanes. The SM shares of its lanes sum to at most 100 %, the quotas in a lane to at most 100 %,
 and the memory of its replicas to at most its own. There are no free rectangles: lanes are all that a device can deliver.
+Where lanes were cut in advance there are no others: a request is met by the smallest of them that is large enough.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ class Spot:
 
 @attrs.define(eq=False)
 class Book:
-    """What is taken. `units`, `free_units` and `free_bytes` are [device]; `lane_units` (0: no such lane),
-    `lane_quota_percent` and `lane_replicas` are [device, lane]."""
+    """What is taken. `units`, `free_units` and `free_bytes` are [device]; `lane_units` (0: nobody is there),
+    `lane_quota_percent` and `lane_replicas` are [device, lane]. `fixed_units` [device, lane] are those of the lanes that were
+    cut in advance (0: no such lane), of the devices that `is_fixed` [device] marks."""
 
     units: Array
     free_units: Array
@@ -49,6 +51,8 @@ class Book:
     lane_replicas: Array
     # How many replicas those of a lane put up with.
     lane_most: Array
+    fixed_units: Array
+    is_fixed: Array
 
     @classmethod
     def of(cls, observation: Observation, most_replicas: Array | None = None) -> Book:
@@ -69,7 +73,10 @@ class Book:
             np.minimum.at(most, where, most_replicas[replicas.function])
         taken = np.bincount(replicas.device, functions.memory_bytes[replicas.function], minlength=count)
         free_bytes = np.asarray(devices.memory_bytes, float) - taken
-        return cls(units, units - lane_units.sum(axis=1), free_bytes, lane_units, quota, seats, most)
+        fixed, fixed_units = observation.fixed_lanes, np.zeros((count, MAX_LANES), int)
+        fixed_units[fixed.device, fixed.lane] = fixed.units
+        free_units, is_fixed = units - lane_units.sum(axis=1), np.asarray(fixed_units.any(axis=1))
+        return cls(units, free_units, free_bytes, lane_units, quota, seats, most, fixed_units, is_fixed)
 
     def free_percent(self, device: int, lane: int) -> float:
         """Quota that a lane still has to give."""
@@ -93,6 +100,31 @@ class Book:
         """[device] whether anybody has a place there."""
         return np.asarray(self.lane_units.any(axis=1))
 
+    def granted(self, sm_percent: float, *, exact: bool = False) -> Array:
+        """The units that a request for this share gets on each device [device]: whole ones; of lanes cut in advance the
+        smallest that has as many, with `exact` one that has just as many. More than a device has where it has no such lane.
+        """
+        asked = np.asarray(np.maximum(1, np.ceil(self.units * sm_percent / 100.0 - 1e-9).astype(int)))
+        if not self.is_fixed.any():
+            return asked
+        able = self.fixed_units == asked[:, None] if exact else self.fixed_units >= asked[:, None]
+        smallest = np.where(able, self.fixed_units, self.units[:, None] + 1).min(axis=1)
+        return np.asarray(np.where(self.is_fixed, smallest, asked))
+
+    def granted_on(self, device: int, sm_percent: float) -> int:
+        """`granted` on one device."""
+        asked = granted_units(int(self.units[device]), sm_percent)
+        if not self.is_fixed[device]:
+            return asked
+        return min((n for n in self.fixed_units[device].tolist() if n >= asked), default=int(self.units[device]) + 1)
+
+    def new_lane(self, device: int, units: int) -> int | None:
+        """The number of the lane that would be opened there with so many units; None where none can be."""
+        free = self.lane_units[device] == 0
+        if self.is_fixed[device]:
+            free = free & (self.fixed_units[device] == units)
+        return int(free.argmax()) if free.any() and self.free_units[device] >= units else None
+
     def spot(
         self,
         sm_percent: float,
@@ -102,32 +134,48 @@ class Book:
         devices: Array | None = None,
         most_replicas: int = MOST_REPLICAS,
         most_lanes: int = MAX_LANES,
+        exact: bool = False,
     ) -> Spot | None:
         """The best room for a replica, None where there is none.
 
         Fullest first, so that little is left in pieces: of the lanes with this share the one that it fills most; else a new
         lane on the device in use that has the fewest units left; else an empty device. `devices` [device] masks those
         allowed, `most_replicas` bounds those of a lane (1: a lane of its own), `most_lanes` bounds the lanes of a device.
+
+        Units of lanes cut in advance are of no other use, so there neighbours are spread: an empty lane of a device in use,
+        then the emptiest. With `exact` such a lane must have this very share.
         """
-        asked = np.maximum(1, np.ceil(self.units * sm_percent / 100.0 - 1e-9).astype(int))
+        asked = self.granted(sm_percent, exact=exact)
         fits = self.free_bytes >= memory_bytes
         if devices is not None:
             fits = fits & devices.astype(bool)
+        lanes = (self.lane_units > 0).sum(axis=1)
+        opens = fits & (lanes < most_lanes) & (self.free_units >= asked)
+        if self.is_fixed.any():
+            free = (self.lane_units == 0) & (self.fixed_units == asked[:, None])
+            opens &= free.any(axis=1) | ~self.is_fixed
+            if (opens & self.is_fixed & (lanes > 0)).any() and quota_percent <= 100.0 + _ROUNDING:
+                return self._opened(opens & self.is_fixed & (lanes > 0), asked, quota_percent)
         if most_replicas > 1:
             left = 100.0 - self.lane_quota_percent - quota_percent
             room = self.lane_replicas < np.minimum(self.lane_most, most_replicas)
             shared = fits[:, None] & room & (self.lane_units == asked[:, None]) & (left >= -_ROUNDING)
             if shared.any():
-                device, lane = divmod(int(np.where(shared, left, np.inf).argmin()), left.shape[1])
+                order = np.where(self.is_fixed[:, None], 200.0 - left, left)
+                device, lane = divmod(int(np.where(shared, order, np.inf).argmin()), left.shape[1])
                 return Spot(device, lane, False, float(left[device, lane]))
-        lanes = (self.lane_units > 0).sum(axis=1)
-        fits = fits & (lanes < most_lanes) & (self.free_units >= asked)
-        if not fits.any() or quota_percent > 100.0 + _ROUNDING:
+        if not opens.any() or quota_percent > 100.0 + _ROUNDING:
             return None
+        return self._opened(opens, asked, quota_percent)
+
+    def _opened(self, opens: Array, asked: Array, quota_percent: float) -> Spot:
+        """A new lane on one of these devices, with what is asked of it."""
         # An empty device comes after all that are in use.
-        order = (self.free_units - asked) + np.where(lanes > 0, 0, self.units.max() + 1)
-        device = int(np.where(fits, order, np.iinfo(int).max).argmin())
-        return Spot(device, int((self.lane_units[device] == 0).argmax()), True, 100.0 - quota_percent)
+        order = (self.free_units - asked) + np.where(self.lane_units.any(axis=1), 0, self.units.max() + 1)
+        device = int(np.where(opens, order, np.iinfo(int).max).argmin())
+        lane = self.new_lane(device, int(asked[device]))
+        assert lane is not None, "a device that opens one has it"
+        return Spot(device, lane, True, 100.0 - quota_percent)
 
     def take(
         self,
@@ -140,7 +188,9 @@ class Book:
         """Seats a replica there, that shares its lane with so many at most."""
         at = (spot.device, spot.lane)
         if self.lane_units[at] == 0:
-            self.lane_units[at] = granted_units(int(self.units[spot.device]), sm_percent)
+            fixed = int(self.fixed_units[at])
+            assert fixed or not self.is_fixed[spot.device], f"lane {spot.lane} of device {spot.device} was not cut"
+            self.lane_units[at] = fixed or granted_units(int(self.units[spot.device]), sm_percent)
             self.free_units[spot.device] -= self.lane_units[at]
         self.lane_quota_percent[at] += quota_percent
         self.lane_replicas[at] += 1
@@ -166,4 +216,5 @@ class Book:
 
     def sm_percent(self, device: int, lane: int) -> float:
         """The share that a lane really has: whole units."""
-        return 100.0 * float(self.lane_units[device, lane]) / float(self.units[device])
+        units = self.fixed_units if self.is_fixed[device] else self.lane_units
+        return 100.0 * float(units[device, lane]) / float(self.units[device])

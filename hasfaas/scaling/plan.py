@@ -117,13 +117,14 @@ class Plan:
             most_replicas=most_replicas(observation) if settings.pooling else np.ones(len(functions), int),
         )
 
-    def quota_for(self, row: int, count: int) -> float:
-        """The quota that so many replicas of the share aimed at need for the rate."""
+    def quota_for(self, row: int, count: int, share: int | None = None) -> float:
+        """The quota that so many replicas need for the rate, of the share aimed at or another (its row)."""
+        share = int(self.share[row]) if share is None else share
         if not self.settings.vertical:
             # As they were made; the first ones by what the cheapest shape needs.
             return float(self.now.quota_percent[row] or self.best_quota[row])
-        rps = self.stack.rps[self.stack.kind[row], int(count_rows(np.asarray(count))), self.share[row]]
-        limit = self.stack.limit_rps[self.stack.kind[row], int(count_rows(np.asarray(count))), self.share[row]]
+        rps = self.stack.rps[self.stack.kind[row], int(count_rows(np.asarray(count))), share]
+        limit = self.stack.limit_rps[self.stack.kind[row], int(count_rows(np.asarray(count))), share]
         able = limit >= self.least[row]
         enough = (rps >= self.rate[row]) & able
         quota = float(QUOTAS[int(enough.argmax())] if enough[-1] else QUOTAS[-1])

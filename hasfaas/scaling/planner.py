@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from hasfaas.scaling.alternative import Alternatives
 from hasfaas.scaling.decision import Action, AddReplica, DrainReplica, Rebatch, Resize
 from hasfaas.scaling.memory import Memory
 from hasfaas.scaling.observation import Life
@@ -35,6 +36,7 @@ class _Acting:
     def __init__(self, plan: Plan, memory: Memory) -> None:
         self.plan, self.memory = plan, memory
         self.book = Book.of(plan.observation, plan.most_replicas)
+        self._others = Alternatives(plan, self.book)
         self.drains: list[Action] = []
         self.shrinks: list[Action] = []
         self.grows: list[Action] = []
@@ -153,9 +155,8 @@ class _Acting:
         live = int(now.live[row])
         best = (int(plan.best_share[row]), int(plan.best_count[row]), float(plan.best_quota[row]))
         if self.first[row]:
-            self._start(
-                row, *best, "first call" if plan.observation.functions.arrivals[row] else "at least one is wanted"
-            )
+            why = "first call" if plan.observation.functions.arrivals[row] else "at least one is wanted"
+            self._start(row, *self._others.of(row, best), why)
             return
         if self.more[row]:
             count = int(plan.count[row])
@@ -165,9 +166,11 @@ class _Acting:
             cheaper = plan.best_area[row] <= area * (1.0 - plan.settings.reshape_gain)
             # One change of shape at a time: else more of the one that is coming.
             if cheaper and plan.best_share[row] != plan.share[row] and now.old_live[row] == 0:
-                self._start(row, *best, f"{why}, and another shape carries it at less cost")
+                why = f"{why}, and another shape carries it at less cost"
+                start = best
             else:
-                self._start(row, int(plan.share[row]), count - live, quota, why)
+                start = (int(plan.share[row]), count - live, quota)
+            self._start(row, *self._others.of(row, start), why)
             return
         saving = 100.0 * (1.0 - plan.best_area[row] / plan.area[row])
         same = plan.best_share[row] == plan.share[row]
@@ -195,6 +198,7 @@ class _Acting:
                 memory_bytes,
                 devices=functions.devices[row],
                 most_replicas=most,
+                exact=True,
             )
             if spot is None:
                 self.refused.append(f"{functions.names[row]}: no room for sm {sm_percent:g} %, quota {quota:g} %")
@@ -234,7 +238,8 @@ class _Acting:
                 return
             sm_percent, quota = float(replicas.sm_percent[r]), float(replicas.quota_percent[r])
             allowed, most = others & functions.devices[row].astype(bool), int(self.plan.most_replicas[row])
-            spot = book.spot(sm_percent, quota, float(functions.memory_bytes[row]), devices=allowed, most_replicas=most)
+            memory_bytes = float(functions.memory_bytes[row])
+            spot = book.spot(sm_percent, quota, memory_bytes, devices=allowed, most_replicas=most, exact=True)
             if spot is None or functions.by_hand[row]:
                 return
             book.take(spot, sm_percent, quota, float(functions.memory_bytes[row]), most)

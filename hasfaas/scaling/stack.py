@@ -31,7 +31,8 @@ class Stack:
 
     `rps`, `limit_rps` and `batch` are [kind, replicas, sm, quota], `best` is [kind, peak, rate], `replica_price` and
     `least_quota` are [kind], `sm_percents` is [kind, sm] (0 where a frontier has fewer shares than others: nothing is carried
-    there).
+    there). `last` [kind] is the flat (replicas, sm) index for a rate that none carries; `bounded` [kind] marks the frontiers
+    of lanes that were cut in advance.
     """
 
     kind: Array
@@ -42,6 +43,8 @@ class Stack:
     sm_percents: Array
     replica_price: Array
     least_quota: Array
+    last: Array
+    bounded: Array
 
     @classmethod
     def of(cls, kind: Array, frontiers: Sequence[Frontier]) -> Stack:
@@ -53,6 +56,7 @@ class Stack:
         batch = np.ones((count, len(COUNTS), most, len(QUOTAS)), np.int32)
         shares = np.zeros((count, most))
         best = np.full((count, len(PEAKS), len(RATES_RPS)), -1, np.int64)
+        last = np.zeros(count, np.int64)
         for row, frontier in enumerate(frontiers):
             wide = len(frontier.sm_percents)
             rps[row, :, :wide], batch[row, :, :wide] = frontier.rps, frontier.batch
@@ -61,9 +65,11 @@ class Stack:
             # Flat indices of the narrow block, restated for the wide one.
             replicas, sm = np.divmod(frontier.best, wide)
             best[row] = np.where(frontier.best >= 0, replicas * most + sm, -1)
+            last[row] = frontier.last // wide * most + frontier.last % wide
         price = np.array([f.settings.replica_price for f in frontiers] or [0.0])
         least = np.array([f.settings.least_quota for f in frontiers] or [0.0])
-        return cls(kind, rps, limit, batch, best, shares, price, least)
+        bounded = np.array([f.settings.most is not None for f in frontiers] or [False])
+        return cls(kind, rps, limit, batch, best, shares, price, least, last, bounded)
 
     def cheapest(self, rate: Array, peak: Array) -> tuple[Array, Array, Array]:
         """(row of replicas, row of sm, known) [function] of the cheapest shape that carries `rate`, and `peak` when
@@ -75,7 +81,7 @@ class Stack:
         for _ in range(len(PEAKS) - 1):
             ratio = np.where(flat < 0, np.maximum(ratio - 1, 0), ratio)
             flat = np.where((flat < 0) & (self.kind >= 0), self.best[self.kind, ratio, column], flat)
-        count, share = np.divmod(np.maximum(flat, 0), self.rps.shape[2])
+        count, share = np.divmod(np.where(flat >= 0, flat, self.last[self.kind]), self.rps.shape[2])
         return count, share, flat >= 0
 
     def price(self, count: Array, sm_percent: Array, quota_percent: Array) -> Array:
@@ -92,6 +98,16 @@ class Stack:
     def share_row(self, sm_percent: Array) -> Array:
         """The row of the SM share nearest to what each function has."""
         return np.asarray(np.abs(self.sm_percents[self.kind] - sm_percent[:, None]).argmin(axis=1))
+
+    def whole_rps(self, row: int, share: int, replicas: int) -> float:
+        """What so many replicas of one share carry with whole lanes, for one function (its row)."""
+        return float(self.rps[self.kind[row], _ROW_OF[min(replicas, int(COUNTS[-1]))], share, -1])
+
+    def replicas_for(self, row: int, share: int, rate: float) -> int:
+        """The least number of this share that carries the rate with whole lanes, else that which carries most, for one
+        function (its row)."""
+        whole = self.rps[self.kind[row], :, share, -1]
+        return int(COUNTS[int((whole >= min(rate, float(whole.max()))).argmax())])
 
     def quota_row(self, count: Array, share: Array, rate: Array, least: Array | None = None) -> Array:
         """The row of the least quota at which (replicas, sm) carry the rate, and can at all serve `least` requests per

@@ -210,6 +210,9 @@ def scale(
         for key, label, unit in SIZES
         if before[key] != after[key]
     ]
+    replaced = {r.replica_id for r in old.replicas} - {r.replica_id for r in answer.function.replicas}
+    if replaced and not changed and after["replicas"]:
+        changed = [f"{len(replaced)} replaced, with the same share"]
     unchanged = "nothing changed" if after["replicas"] else "set for the replicas to come, there is none now"
     what = ", ".join([*(["sized by hasfaas again"] if auto else []), *changed]) or unchanged
     click.echo(f"{old.name}: {what}; in force after {answer.applied_ms:.1f} ms")

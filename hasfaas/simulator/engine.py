@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import attrs
@@ -12,13 +12,13 @@ import numpy as np
 
 from hasfaas.core.allocation import PPM_PER_PERCENT
 from hasfaas.scaling.decision import Action, AddReplica, Decision
-from hasfaas.scaling.observation import Devices, Functions, Observation, Replicas
+from hasfaas.scaling.observation import Devices, FixedLanes, Functions, Observation, Replicas
 from hasfaas.scaling.policy import Policy
 from hasfaas.simulator import kernel as kernels
 from hasfaas.simulator.fleet import Fleet
 from hasfaas.simulator.kernel import Kernel
 from hasfaas.simulator.result import Refusal, Result, result_of
-from hasfaas.simulator.scenario import Scenario
+from hasfaas.simulator.scenario import Scenario, SimDevice
 from hasfaas.simulator.series import Series
 
 Array = np.ndarray[Any, Any]
@@ -181,8 +181,8 @@ class _Run:
             in_flight=functions["in_flight"].copy(),
         )
         interval_s = (now_ns - before_ns) / NS_PER_S
-        devices, timing = self._constant.devices, self.scenario.timing
-        return Observation(now_ns / NS_PER_S, interval_s, table, replicas, devices, timing)
+        devices, timing, fixed = self._constant.devices, self.scenario.timing, self._constant.fixed_lanes
+        return Observation(now_ns / NS_PER_S, interval_s, table, replicas, devices, timing, fixed)
 
     # -- a decision ---------------------------------------------------------------------------------------------------
 
@@ -234,6 +234,7 @@ class _Constant:
 
     functions: dict[str, Any]
     devices: Devices
+    fixed_lanes: FixedLanes
 
 
 def _constant(scenario: Scenario) -> _Constant:
@@ -262,4 +263,10 @@ def _constant(scenario: Scenario) -> _Constant:
             units=np.array([device.units for device in devices]),
             memory_bytes=np.array([device.memory_bytes for device in devices]),
         ),
+        _fixed_lanes(devices),
     )
+
+
+def _fixed_lanes(devices: Sequence[SimDevice]) -> FixedLanes:
+    rows = [(row, lane, units) for row, each in enumerate(devices) for lane, units in enumerate(each.lane_units)]
+    return FixedLanes(*np.array(rows, np.int64).reshape(-1, 3).T)

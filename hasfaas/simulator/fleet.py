@@ -138,7 +138,12 @@ class Fleet:
         if not (0 <= asked.lane < MAX_LANES and 0 < asked.sm_percent <= 100 and 0 <= asked.quota_percent <= 100):
             return f"lane {asked.lane} at sm {asked.sm_percent:g} %, quota {asked.quota_percent:g} % cannot be"
         lane, total = device * MAX_LANES + asked.lane, self.scenario.devices[device].units
-        units = granted_units(total, asked.sm_percent)
+        units, cut = granted_units(total, asked.sm_percent), self.scenario.devices[device].lane_units
+        if cut:
+            # There are no others, and a larger one gives all that it has.
+            if asked.lane >= len(cut) or cut[asked.lane] < units:
+                return f"{asked.device} has no lane {asked.lane} of {units} units, its lanes have {', '.join(map(str, cut))}"
+            units = cut[asked.lane]
         quota_ppm = round(asked.quota_percent * PPM_PER_PERCENT)
         refusal = self._no_room(asked, function, device, units, quota_ppm)
         if refusal is not None:

@@ -12,6 +12,8 @@ from hasfaas.simulator.scenario import Scenario
 
 # Policies that `run` tells the load of the run beforehand.
 HINDSIGHT = ("fixed", "oracle")
+# Policies that give each replica a whole device.
+WHOLE_GPUS = ("kpa", "ray")
 
 
 @attrs.frozen
@@ -95,7 +97,7 @@ def setting(comparison: Comparison) -> str:
         f"{comparison.load}: {requests:,} requests to {functions} function{'s' * (functions != 1)} in "
         f"{scenario.duration_s:g} s ({requests / scenario.duration_s:.3g} per second in all), the first "
         f"{scenario.warmup_s:g} s not counted; SLO {comparison.slo_factor:.3g}x one call on a whole GPU; "
-        f"{gpus} GPU{'s' * (gpus != 1)}{kind}; cold start {scenario.functions[0].cold_start_s:g} s; "
+        f"{gpus} GPU{'s' * (gpus != 1)}{kind}{_lanes(scenario)}; cold start {scenario.functions[0].cold_start_s:g} s; "
         f"law {scenario.law}{', lending' * scenario.lend}; seed {scenario.seed}"
     )
 
@@ -133,6 +135,9 @@ def notes(comparison: Comparison) -> tuple[str, ...]:
     kind, measured_on = _kind(comparison.gpu), _kind(comparison.measured_on)
     if kind and measured_on and kind != measured_on:
         found.append(f"Holds were measured on a {measured_on}; only SMs and memory are the {kind}'s.")
+    whole = [o.policy for o in comparison.outcomes if o.policy.partition(":")[0] in WHOLE_GPUS]
+    if whole and not _has_whole(comparison.scenario):
+        found.append(f"{', '.join(whole)}: asks for whole GPUs, and none of the lanes is one, so nothing was started.")
     refusals = [(o.policy, o.refused, o.refusal) for o in comparison.outcomes if o.refused]
     found += [f"{policy}: {count} changes were refused, the first because {why}." for policy, count, why in refusals]
     if comparison.scenario.lend:
@@ -156,6 +161,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "lend": scenario.lend,
         "gpus": len(scenario.devices),
         "gpu": comparison.gpu or None,
+        "lanes": None if scenario.devices[0].lanes is None else list(scenario.devices[0].lanes),
         "measured_on": comparison.measured_on or None,
         "slo_factor": comparison.slo_factor,
         "price_usd_per_gpu_h": comparison.price_usd_h,
@@ -206,6 +212,16 @@ def figures(value: float) -> str:
 def _kind(gpu: str) -> str:
     """V100 of V100-SXM2-16GB: cards of one kind differ in memory and clock, hardly in how long a batch takes."""
     return gpu.partition("-")[0].upper()
+
+
+def _lanes(scenario: Scenario) -> str:
+    """How the devices were cut in advance, empty where they were not. All devices are alike."""
+    lanes = scenario.devices[0].lanes
+    return "" if lanes is None else f", cut into lanes of {', '.join(f'{percent:g}' for percent in lanes)} % of the SMs"
+
+
+def _has_whole(scenario: Scenario) -> bool:
+    return any(device.lanes is None or device.units in device.lane_units for device in scenario.devices)
 
 
 def _knows_the_load(outcome: Outcome) -> bool:

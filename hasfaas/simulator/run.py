@@ -95,6 +95,7 @@ def scenario(
     slo_factor: float = 5.0,
     gpus: int = 10,
     gpu: str = "v100",
+    lanes: Sequence[float] | None = None,
     cold_start_s: float = 10.0,
     warmup_s: float | None = None,
     predictor_error: float = 0.0,
@@ -108,7 +109,8 @@ def scenario(
 
     Where the trace has one series and there are several models, each model gets the series, rotated so that their peaks do
     not meet. The SLO of a function is `slo_factor` times one call of its model on a whole device. `predictor_error` is
-    the mean absolute error of what the scaler is told, as a share: 0.1 is 10 %. For `rps`, `spread`, `start_s`,
+    the mean absolute error of what the scaler is told, as a share: 0.1 is 10 %. `lanes` are the SM percents of the lanes that
+    each device was cut into in advance (None: any lane is made). For `rps`, `spread`, `start_s`,
     `duration_s` and `smear_s` see `arrivals.draw`. Raises InvalidRequestError that says what is wrong.
     """
     _check("models", len(models), 1, "a list of one name at least")
@@ -138,7 +140,7 @@ def scenario(
     ]
     return Scenario(
         functions=functions,
-        devices=[attrs.evolve(_device(gpu), name=f"gpu{number}") for number in range(gpus)],
+        devices=[attrs.evolve(_device(gpu), name=f"gpu{number}", lanes=lanes) for number in range(gpus)],
         arrivals=drawn,
         duration_s=length_s,
         warmup_s=min(WARMUP_S, WARMUP_SHARE * length_s) if warmup_s is None else warmup_s,

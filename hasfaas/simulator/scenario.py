@@ -8,6 +8,7 @@ from typing import Any, Literal
 import attrs
 import numpy as np
 
+from hasfaas.core.allocation import lane_units
 from hasfaas.core.errors import InvalidRequestError
 from hasfaas.core.spec import DEFAULT_MEMORY_BYTES
 from hasfaas.executor.quota import Timing
@@ -68,11 +69,24 @@ class SimFunction:
 
 @attrs.frozen
 class SimDevice:
-    """One device: its units (SMs, cores) and its memory."""
+    """One device: its units (SMs, cores) and its memory. `lanes` are the SM percents of lanes cut in advance, of whole
+    units that fit: then there are no others (None: any lane of whole units is made)."""
 
     name: str
     units: int = attrs.field(default=80, validator=_at_least(1))
     memory_bytes: int = attrs.field(default=16 * 2**30, validator=_at_least(1))
+    lanes: tuple[float, ...] | None = attrs.field(default=None, converter=attrs.converters.optional(_numbers))
+
+    def __attrs_post_init__(self) -> None:
+        try:
+            _ = self.lane_units
+        except ValueError as exc:
+            raise _bad(f"lanes={self.lanes} of {self.name!r}: {exc}") from None
+
+    @property
+    def lane_units(self) -> tuple[int, ...]:
+        """The units of each lane that was cut in advance."""
+        return () if self.lanes is None else lane_units(self.units, self.lanes)
 
 
 @attrs.frozen

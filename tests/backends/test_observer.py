@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 
 from hasfaas.backends.observer import GUESSED_COLD_START_S, RISE, YIELDING_QUOTA_PERCENT, Observer, Recent
@@ -175,3 +176,15 @@ def test_a_device_that_is_not_ready_is_nobodys() -> None:
     assert watch.observe(1.0).functions.devices.tolist() == [[True, True]]
     fleet.agent.conditions["sim0"] = Condition(Health.RECOVERING, "a fault")
     assert watch.observe(2.0).functions.devices.tolist() == [[False, True]]
+
+
+def test_lanes_that_were_cut_in_advance_are_rows_of_their_device() -> None:
+    fleet = MemoryFleet(record())
+    free = observer(fleet).observe(1.0)
+    assert len(free.fixed_lanes) == 0
+    _, second = fleet.agent.devices
+    info = fleet.agent.devices[second]
+    cut = (info.units[:1], info.units[1:3])
+    fleet.agent.devices[second] = attrs.evolve(info, fixed_lanes=cut)
+    fixed = observer(fleet).observe(1.0).fixed_lanes
+    assert (fixed.device.tolist(), fixed.lane.tolist(), fixed.units.tolist()) == ([1, 1], [0, 1], [1, len(cut[1])])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hasfaas.core.allocation import Allocation, Usage
+from hasfaas.core.allocation import Allocation, Usage, lane_units
 from hasfaas.core.errors import InvalidRequestError
 
 GIB = 2**30
@@ -58,3 +58,34 @@ def test_a_quota_of_zero_is_an_allocation_and_a_partition_of_zero_is_not() -> No
 
 def test_usage_starts_at_nothing() -> None:
     assert set(attrs.astuple(Usage())) == {0}
+
+
+def test_lanes_are_rounded_up_and_fitted() -> None:
+    assert lane_units(16, (50, 25, 25)) == (8, 4, 4)
+    assert lane_units(15, (50, 25, 25)) == (7, 4, 4)  # the chunks of an H100
+    assert lane_units(15, (30,)) == (5,)
+    assert lane_units(4, (50, 25)) == (2, 1)
+    assert lane_units(3, (98, 1, 1)) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("percents", [(60, 50), (0, 50), (), (10,) * 9, (101,), (float("nan"),), (50, -5)])
+def test_lanes_that_are_more_than_the_device_are_refused(percents: tuple[float, ...]) -> None:
+    with pytest.raises(InvalidRequestError, match=r"lanes=.* cannot be cut from 15 units; give 1 to 8") as caught:
+        lane_units(15, percents)
+    assert caught.value.reason == "BAD_OPTION"
+
+
+def test_a_device_has_no_more_lanes_than_units() -> None:
+    with pytest.raises(InvalidRequestError, match="from 2 units; give 1 to 2"):
+        lane_units(2, (20, 20, 20))
+
+
+@given(st.integers(1, 200), st.lists(st.integers(1, 100), min_size=1, max_size=8))
+def test_lanes_fit_the_device_and_none_is_empty(units: int, percents: list[int]) -> None:
+    if sum(percents) > 100 or len(percents) > units:
+        return
+    counts = lane_units(units, percents)
+    assert sum(counts) <= units and min(counts) >= 1
+    # Nobody lost a whole unit to rounding, and nobody gained one.
+    exact = [units * percent / 100 for percent in percents]
+    assert all(share - 1 < count < max(share, 0) + 1 + 1e-9 for share, count in zip(exact, counts, strict=True))

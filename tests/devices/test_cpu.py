@@ -109,5 +109,5 @@ def test_its_stream_is_synchronous() -> None:
 
 
 def test_unknown_kinds_are_refused_by_name() -> None:
-    with pytest.raises(InvalidRequestError, match="'tpu' is unknown; known kinds: cpu, sim"):
+    with pytest.raises(InvalidRequestError, match="'tpu' is unknown; known kinds: auto, cpu, cuda, sim"):
         base.enter(base.DeviceSlice("x", "tpu", 0, (0,), 100.0))

@@ -61,9 +61,10 @@ def test_gpus_are_taken_by_count_number_or_uuid(request_: DeviceRequest, uuids: 
 def test_what_a_gpu_has_is_all_of_it_unless_less_is_asked_for() -> None:
     (whole,) = cuda.inventory(_request())
     assert whole.memory_bytes == whole.options["memory_bytes"] == 80 * GIB
-    (less,) = cuda.inventory(_request(1, 8 * GIB, partitions="static", lanes=[50, 25.0]))
+    (less,) = cuda.inventory(_request(1, 8 * GIB, partitions="static", lanes=[50, 25.0], protocol=3))
     assert less.memory_bytes == less.options["memory_bytes"] == 8 * GIB
     assert (less.options["partitions"], less.options["lanes"]) == ("static", [50, 25.0])
+    assert (whole.options["protocol"], less.options["protocol"]) == (None, 3)
     assert whole.facts == {"uuid": "GPU-a", "name": "NVIDIA H100", "capability": "9.0", "mig": False}
 
 
@@ -75,6 +76,7 @@ def test_what_a_gpu_has_is_all_of_it_unless_less_is_asked_for() -> None:
         (_request(gpu="2"), "a MIG slice by its UUID"),
         (_request(2, gpu="0"), "count=2 must name one"),
         (_request(partitions="mig"), "partitions='mig' is none of auto, static"),
+        (_request(protocol=4), "protocol=4 is none of 2, 3"),
         (_request(lanes="50"), "must be a list of SM percents"),
         (_request(lanes=[True]), "must be a list of SM percents"),
         (_request(1, 100 * GIB), "memory=100GiB of GPU 0 .NVIDIA H100., which has 80GiB"),

@@ -1,11 +1,15 @@
 """A keeper against the fake MPS: what it starts and says, in which order, what replicas get, and what a fault does.
 
-The GPU is an H100 on paper: 132 SMs, 15 chunks of 8. The probe process is a stand-in that is a client of the fake.
+The GPU is an H100 on paper: 132 SMs, 15 chunks of 8. The probe process is a stand-in that is a client of the fake. What
+differs by protocol runs in both: commands are compared by what they mean (`told`); their words are in test_mps_dialects.py.
+The fake takes new partitions while it has clients in either, which the page of protocol 3 says it does not: then the same
+tests hold, and the default of 3 has one of its own.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -26,14 +30,17 @@ from tests.fakes import mps_daemon, mps_probe
 UUID = "GPU-74d43ed3-cdf7-e667-3644-bf5b4f46ed65"
 GIB = 1 << 30
 PROBE = (sys.executable, mps_probe.__file__)
-STARTED_STATIC = [
-    "-v",
-    "-d -S",
-    "get_server_list",
-    f"sm_partition add {UUID} 1",
-    "get_server_list",
-    f"sm_partition add {UUID} 1",
-]
+STARTED_STATIC = ["start", "add 1", "add 1"]
+MEANING = (
+    (r"-d( -S| -p 3)?", "start"),
+    (r"quit -t 5|-q", "quit"),
+    (rf"sm_partition add {UUID} (\d+)|sm-partition create \w+ --server=\w+ --device={UUID} --chunks=(\d+)", "add {}"),
+    (rf"sm_partition rm {UUID} D(\d+)/A+|sm-partition delete lane_(\d+) .*--device={UUID}", "remove {}"),
+    (r"terminate_client 7001 (\d+)|client terminate (\d+)", "end {}"),
+)
+"""What changes something, in either protocol. Partitions are numbered as they are made."""
+BOTH = pytest.mark.parametrize("fake", [(2,), (3,)], indirect=True, ids=["v2", "v3"])
+V3_ALONE = pytest.mark.parametrize("fake", [(3,)], indirect=True, ids=["v3"])
 
 
 class Machine:
@@ -58,10 +65,10 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     return machine
 
 
-@pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+@pytest.fixture(params=[(2,)], ids=["v2"])
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Path]:
     folder = tmp_path / "fake"
-    for name, value in mps_daemon.install(folder).items():
+    for name, value in mps_daemon.install(folder, protocols=request.param, add_live=True).items():
         monkeypatch.setenv(name, value)
     yield folder
     mps_daemon.stop_all(folder)
@@ -112,18 +119,31 @@ def replica() -> Iterator[Callable[[CudaKeeper, int], tuple[int, dict[str, str],
 Replica = Callable[[CudaKeeper, int], tuple[int, dict[str, str], mps_daemon.Client]]
 
 
-def commands_since(fake: Path, count: int) -> list[str]:
-    return mps_daemon.transcript(fake)[count:]
+def spoken(fake: Path) -> int:
+    (protocol,) = mps_daemon.settings_of(fake).protocols
+    return protocol
+
+
+def told(fake: Path) -> list[str]:
+    """What changed something, by its meaning, but for starts that were refused and the server of protocol 3."""
+    changes = [
+        entry["command"]
+        for entry in mps_daemon.records(fake)
+        if "command" in entry and not (entry["command"].startswith("-d") and entry["reply"])
+    ]
+    known = [(re.fullmatch(pattern, each), meaning) for each in changes for pattern, meaning in MEANING]
+    return [meaning.format(*filter(None, found.groups())) for found, meaning in known if found]
 
 
 # -- starting ------------------------------------------------------------------------------------------------------------
 
 
+@BOTH
 def test_static_lanes_cut_while_others_run(fake: Path, make: Make) -> None:
     keeper = make()
     info = keeper.start()
     assert info.units == tuple(range(15)) and info.fixed_lanes is None
-    assert info.options["sms"] == 120 and info.options["memory_bytes"] == 80 * GIB
+    assert info.options["sms"] == 132 and info.options["memory_bytes"] == 80 * GIB
     assert info.facts == {
         "uuid": UUID,
         "name": "NVIDIA H100",
@@ -132,42 +152,77 @@ def test_static_lanes_cut_while_others_run(fake: Path, make: Make) -> None:
         "mps": "13010",
         "partitions": "static",
         "partitions_why": "",
-        "sms": 120,
+        "protocol": spoken(fake),
+        "sms": 132,
         "chunk": 8,
         "chunks": 15,
         "can_add_lane_live": True,
         "context_ms": 250.0,
         "clock_mhz": 1980.0,
     }
-    assert mps_daemon.transcript(fake) == [
+    assert told(fake) == [
         *STARTED_STATIC,
-        f"sm_partition rm {UUID} D2/{'A' * 30}",
-        f"sm_partition rm {UUID} D1/{'A' * 30}",
-        "lspart",
+        "remove 2",
+        "remove 1",
     ]
     keeper.stop()
-    assert mps_daemon.transcript(fake)[-1] == "quit -t 5" and mps_daemon.daemons(fake) == []
+    assert told(fake)[-1] == "quit" and mps_daemon.daemons(fake) == []
 
 
+@BOTH
 def test_static_lanes_cut_in_advance(fake: Path, make: Make) -> None:
-    mps_daemon.install(fake, add_live=False, add_form="id")
+    mps_daemon.change(fake, add_live=False, add_form="id")
     info = make().start()
     assert info.fixed_lanes == (tuple(range(7)), (7, 8, 9, 10), (11, 12, 13, 14))
     assert info.facts["can_add_lane_live"] is False
-    assert mps_daemon.transcript(fake) == [
+    assert told(fake) == [
         *STARTED_STATIC,
-        f"sm_partition rm {UUID} D1/{'A' * 30}",
-        "lspart",
-        f"sm_partition add {UUID} 7",
-        f"sm_partition add {UUID} 4",
-        f"sm_partition add {UUID} 4",
+        "remove 1",
+        "add 7",
+        "add 4",
+        "add 4",
     ]
+
+
+@V3_ALONE
+def test_protocol_3_cuts_lanes_in_advance(fake: Path, make: Make) -> None:
+    mps_daemon.change(fake, add_live=None)
+    info = make().start()
+    assert info.facts["can_add_lane_live"] is False and info.facts["protocol"] == 3
+    assert [len(units) for units in info.fixed_lanes or ()] == [7, 4, 4]
+
+
+def test_a_protocol_can_be_asked_for(fake: Path, make: Make) -> None:
+    mps_daemon.change(fake, protocols=(2, 3))
+    assert make(protocol=3).start().facts["protocol"] == 3
+    assert make().start().facts["protocol"] == 2
+    mps_daemon.change(fake, protocols=(2,))
+    with pytest.raises(BackendError, match="`-d -p 3`"):
+        make(protocol=3, partitions="percentage").start()
+
+
+def test_no_lane_counts_more_than_the_gpu_has(fake: Path, make: Make, replica: Replica) -> None:
+    """NVIDIA's example: of 92 SMs 10 chunks of 8, and the last partition, of 2 chunks, has 28 SMs."""
+    mps_daemon.change(fake, sms=92, chunks=10, remainder=True)
+    keeper = make((*PROBE, "92"), lanes=[50, 30, 20])
+    info = keeper.start()
+    assert info.options["sms"] == 92 and info.facts["chunk"] == 8 and info.units == tuple(range(10))
+    granted = []
+    for lane, units in enumerate(info.fixed_lanes or ()):
+        keeper.open_lane(lane, units)
+        granted.append(replica(keeper, lane)[2].sms)
+    assert granted == [40, 24, 28] and sum(granted) == info.options["sms"]
+
+
+@pytest.mark.parametrize("told_sms", [8, 132])
+def test_a_probe_may_be_told_its_own_share_alone(fake: Path, make: Make, told_sms: int) -> None:
+    assert make((*PROBE, str(told_sms))).start().options["sms"] == 132
 
 
 def test_lanes_of_ones_own_are_cut_in_advance(fake: Path, make: Make) -> None:
     info = make(lanes=[60, 40]).start()
     assert info.fixed_lanes is not None and [len(units) for units in info.fixed_lanes] == [9, 6]
-    assert mps_daemon.transcript(fake)[-2:] == [f"sm_partition add {UUID} 9", f"sm_partition add {UUID} 6"]
+    assert told(fake)[-2:] == ["add 9", "add 6"]
 
 
 def test_lanes_more_than_the_gpu_leave_no_daemon(fake: Path, make: Make) -> None:
@@ -181,14 +236,18 @@ def test_percentages_where_the_driver_is_older(fake: Path, make: Make, machine: 
     info = make().start()
     assert info.units == tuple(range(132)) and info.fixed_lanes is None and info.options["sms"] == 132
     assert info.facts["partitions"] == "percentage" and "CUDA 13.1" in str(info.facts["partitions_why"])
-    assert mps_daemon.transcript(fake) == ["-v", "-d", "get_server_list", "get_server_list"]
+    assert told(fake) == ["start"] and info.facts["protocol"] == spoken(fake)
 
 
 def test_percentages_where_static_mode_does_not_start(fake: Path, make: Make, caplog: pytest.LogCaptureFixture) -> None:
-    mps_daemon.install(fake, static_ok=False)
+    mps_daemon.change(fake, static_ok=False)
     info = make().start()
-    assert info.facts["partitions"] == "percentage" and "invalid option" in str(info.facts["partitions_why"])
-    assert "lanes are kept apart by percentage: static: MPS refused `-d -S`" in caplog.text
+    words = {
+        2: "static: MPS refused `-d -S`: nvidia-cuda-mps-control: invalid option",
+        3: "partitions are not supported",
+    }
+    assert info.facts["partitions"] == "percentage" and words[spoken(fake)] in str(info.facts["partitions_why"])
+    assert "lanes are kept apart by percentage: static: " in caplog.text and words[spoken(fake)] in caplog.text
     assert len(mps_daemon.daemons(fake)) == 1
 
 
@@ -205,7 +264,7 @@ def test_one_lane_without_mps(
     assert found == {"CUDA_VISIBLE_DEVICES": UUID}
     assert keeper.check().health is Health.READY
     keeper.before_kill(os.getpid())
-    assert mps_daemon.transcript(fake) == []
+    assert told(fake) == []
 
 
 def test_lanes_without_mps_are_an_error(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,8 +274,8 @@ def test_lanes_without_mps_are_an_error(make: Make, monkeypatch: pytest.MonkeyPa
 
 
 def test_an_explicit_choice_does_not_fall_back(fake: Path, make: Make) -> None:
-    mps_daemon.install(fake, static_ok=False)
-    with pytest.raises(BackendError, match="invalid option"):
+    mps_daemon.change(fake, static_ok=False)
+    with pytest.raises(BackendError, match=r"invalid option|not supported"):
         make(partitions="static").start()
     assert mps_daemon.daemons(fake) == [] and make(partitions="percentage").start().facts["partitions"] == "percentage"
 
@@ -234,6 +293,7 @@ def test_a_probe_that_fails_is_an_error_with_its_words(fake: Path, make: Make) -
     assert caught.value.reason == "PROBE_FAILED" and mps_daemon.daemons(fake) == []
 
 
+@BOTH
 def test_what_a_dead_agent_left_is_ended(fake: Path, make: Make, root: Path) -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
@@ -254,19 +314,20 @@ def test_a_folder_that_is_open_to_others_is_refused(make: Make, root: Path) -> N
 # -- lanes ---------------------------------------------------------------------------------------------------------------
 
 
+@BOTH
 def test_a_live_lane_from_cut_to_given_back(fake: Path, make: Make, replica: Replica) -> None:
     keeper = make()
     keeper.start()
-    before = len(mps_daemon.transcript(fake))
+    before = len(told(fake))
     keeper.open_lane(3, (0, 1, 2, 3, 4))
     pid, environ, granted = replica(keeper, 3)
     assert granted == mps_daemon.Client(sms=40, memory_limit=GIB)
     assert "CUDA_VISIBLE_DEVICES" not in environ and "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE" not in environ
     mps_daemon.leave(environ, pid)
     keeper.close_lane(3)
-    assert commands_since(fake, before) == [
-        f"sm_partition add {UUID} 5",
-        f"sm_partition rm {UUID} D3/{'A' * 30}",
+    assert told(fake)[before:] == [
+        "add 5",
+        "remove 3",
     ]
 
 
@@ -292,7 +353,7 @@ def test_fixed_lanes_stay_when_they_close(fake: Path, make: Make, replica: Repli
     keeper = make(lanes=[50, 50])
     info = keeper.start()
     assert info.fixed_lanes is not None
-    before = len(mps_daemon.transcript(fake))
+    before = len(told(fake))
     with pytest.raises(PlacementError, match="no lane of the units"):
         keeper.open_lane(0, (0, 1))
     keeper.open_lane(0, info.fixed_lanes[1])
@@ -300,9 +361,10 @@ def test_fixed_lanes_stay_when_they_close(fake: Path, make: Make, replica: Repli
     keeper.close_lane(0)
     keeper.open_lane(5, info.fixed_lanes[1])
     assert replica(keeper, 5)[2].sms == 8 * len(info.fixed_lanes[1])
-    assert commands_since(fake, before) == []
+    assert told(fake)[before:] == []
 
 
+@BOTH
 def test_a_percentage_lane(make: Make, replica: Replica) -> None:
     keeper = make(partitions="percentage")
     keeper.start()
@@ -320,25 +382,21 @@ def test_a_healthy_gpu(fake: Path, make: Make) -> None:
     keeper.start()
     before = len(mps_daemon.transcript(fake))
     assert keeper.check().health is Health.READY and keeper.check().lanes == ()
-    assert commands_since(fake, before) == ["get_server_list", "get_server_status 7001"] * 2
+    asked = {2: ["get_server_list", "get_server_status 7001"], 3: ["server list --format=csv,noheader"] * 2}
+    assert mps_daemon.transcript(fake)[before:] == asked[spoken(fake)] * 2
 
 
+@BOTH
 def test_a_clients_work_is_ended_before_it_is_killed(fake: Path, make: Make, replica: Replica) -> None:
     keeper = make()
     keeper.start()
     keeper.open_lane(0, (0, 1))
     pid, environ, _ = replica(keeper, 0)
-    before = len(mps_daemon.transcript(fake))
+    before = len(told(fake))
     keeper.before_kill(pid)
     assert mps_daemon.ended(environ, pid)
     keeper.before_kill(pid)  # no client any more
-    assert commands_since(fake, before) == [
-        "get_server_list",
-        "get_client_list 7001",
-        f"terminate_client 7001 {pid}",
-        "get_server_list",
-        "get_client_list 7001",
-    ]
+    assert told(fake)[before:] == [f"end {pid}"]
 
 
 def test_ending_work_is_bounded(fake: Path, make: Make, caplog: pytest.LogCaptureFixture) -> None:
@@ -350,6 +408,7 @@ def test_ending_work_is_bounded(fake: Path, make: Make, caplog: pytest.LogCaptur
     mps_daemon.fail(fake, slow_s=0.0)
 
 
+@BOTH
 def test_a_fault_takes_all_replicas_and_passes(fake: Path, make: Make, machine: Machine, replica: Replica) -> None:
     keeper = make()
     keeper.start()
@@ -361,9 +420,9 @@ def test_a_fault_takes_all_replicas_and_passes(fake: Path, make: Make, machine: 
     assert mps_daemon.faulted(environ_2, second)
     found = keeper.check()
     assert (found.health, found.lanes) == (Health.RECOVERING, None) and "a replica faulted" in found.why
-    before = len(mps_daemon.transcript(fake))
+    before = len(told(fake))
     keeper.before_kill(first)
-    assert commands_since(fake, before) == []  # there is no work to end
+    assert told(fake)[before:] == []  # there is no work to end
     machine.now_s += 1.0
     assert keeper.check().lanes is None  # as long as one of them has not left
     for environ_of, pid in ((environ, first), (environ_2, second)):
@@ -391,7 +450,7 @@ def test_faults_in_a_row_make_it_wait_longer(make: Make, machine: Machine, repli
 
 
 def test_a_contained_fault_leaves_the_others_alone(fake: Path, make: Make, replica: Replica) -> None:
-    mps_daemon.install(fake, isolates=True)
+    mps_daemon.change(fake, isolates=True)
     keeper = make()
     keeper.start()
     keeper.open_lane(0, (0, 1))
@@ -413,13 +472,13 @@ def test_a_server_that_does_not_recover_loses_its_daemon(
     mps_daemon.fault(environ, pid)  # and it never leaves
     keeper.check()
     machine.now_s += 31.0
-    before = len(mps_daemon.transcript(fake))
+    before = len(told(fake))
     found = keeper.check()
     assert found.lanes is None and "did not recover" in found.why
-    assert [c for c in commands_since(fake, before) if not c.startswith("get_")] == [
-        "quit -t 5",
-        "-d -S",
-        f"sm_partition add {UUID} 2",
+    assert told(fake)[before:] == [
+        "quit",
+        "start",
+        "add 2",
     ]
     machine.now_s += 0.9  # the second fault in a row waits for a second
     assert keeper.check().health is Health.RECOVERING
@@ -428,6 +487,7 @@ def test_a_server_that_does_not_recover_loses_its_daemon(
     assert replica(keeper, 0)[2].sms == 16
 
 
+@BOTH
 def test_a_dead_daemon_is_started_again_with_its_partitions(
     fake: Path, make: Make, machine: Machine, replica: Replica
 ) -> None:
@@ -438,14 +498,13 @@ def test_a_dead_daemon_is_started_again_with_its_partitions(
     pid, environ, _ = replica(keeper, 0)
     mps_daemon.fail(fake, dead_daemon=True)
     assert mps_daemon.faulted(environ, pid)
-    before = len(mps_daemon.transcript(fake))
+    before = len(told(fake))
     found = keeper.check()
     assert (found.health, found.lanes) == (Health.RECOVERING, None) and "daemon ended" in found.why
-    assert commands_since(fake, before) == [
-        "-d -S",
-        "get_server_list",
-        f"sm_partition add {UUID} 8",
-        f"sm_partition add {UUID} 4",
+    assert told(fake)[before:] == [
+        "start",
+        "add 8",
+        "add 4",
     ]
     machine.now_s += 1.0
     assert keeper.check().health is Health.READY

@@ -75,6 +75,19 @@ def test_a_limit_above_what_there_is_is_all_of_it(cupy: Any) -> None:
     assert torch.fraction == 1.0
 
 
+@pytest.mark.parametrize("told_bytes", [20 * MIB, TOTAL_BYTES])
+@pytest.mark.parametrize("property_bytes", [20 * MIB, TOTAL_BYTES])
+def test_whichever_total_torch_counts_by_it_is_not_bounded_below_the_limit(
+    cupy: Any, monkeypatch: pytest.MonkeyPatch, told_bytes: int, property_bytes: int
+) -> None:
+    monkeypatch.setattr(cupy.cuda.runtime, "memGetInfo", lambda: (told_bytes, told_bytes))
+    torch = FakeTorch(cupy)
+    torch.total_bytes = property_bytes
+    cuda_memory.share_with_torch(cupy, torch, 10 * MIB)
+    assert torch.fraction is not None
+    assert min(torch.fraction * told_bytes, torch.fraction * property_bytes) == 10 * MIB
+
+
 def test_the_real_cupy_takes_the_allocator() -> None:
     """Without a driver it cannot allocate; that the class is there and is made so can be seen."""
     real = pytest.importorskip("cupy")

@@ -14,7 +14,6 @@ from hasfaas.devices.mps_policy import (
     STUCK_S,
     Recovery,
     client_environment,
-    lane_units,
     modes,
     plain_environment,
     thread_percentage,
@@ -67,30 +66,6 @@ def test_an_explicit_choice_is_tried_alone() -> None:
     assert modes("percentage", NEW, HOPPER, "default", mps=True) == (("percentage",), "")
     with pytest.raises(InvalidRequestError, match="'mig' is unknown; give auto, static"):
         modes("mig", NEW, HOPPER, "default", mps=True)
-
-
-def test_lanes_are_rounded_up_and_fitted() -> None:
-    assert [len(units) for units in lane_units(16, (50, 25, 25))] == [8, 4, 4]
-    assert [len(units) for units in lane_units(15, (50, 25, 25))] == [7, 4, 4]  # an H100
-    assert [len(units) for units in lane_units(15, (30,))] == [5]
-    assert lane_units(4, (50, 25)) == ((0, 1), (2,))
-
-
-@pytest.mark.parametrize("percents", [(60, 50), (0, 50), (), (10,) * 9, (101,)])
-def test_lanes_that_are_more_than_the_gpu(percents: tuple[float, ...]) -> None:
-    with pytest.raises(InvalidRequestError, match="cannot be cut from 15 units"):
-        lane_units(15, percents)
-
-
-@given(st.integers(1, 200), st.lists(st.integers(1, 100), min_size=1, max_size=8))
-def test_lanes_are_disjoint_and_none_is_empty(units: int, percents: list[int]) -> None:
-    if sum(percents) > 100 or len(percents) > units:
-        return
-    lanes = lane_units(units, percents)
-    flat = [unit for lane in lanes for unit in lane]
-    assert all(lanes) and flat == list(range(len(flat))) and len(flat) <= units
-    # Nobody lost a whole unit to rounding.
-    assert all(len(lane) > units * percent / 100 - 1 for lane, percent in zip(lanes, percents, strict=True))
 
 
 @given(st.integers(1, 100), st.integers(1, 200))

@@ -44,9 +44,10 @@ def test_a_number_in_words_is_no_process() -> None:
         f"{GPU}/{ID}\n",
         f"Partition {GPU}/{ID} created",
         f"CUDA initialised.\nPartition {GPU}/{ID} created\n",
+        f"SM partition 'large' created on device {GPU} (sm-count=34)\nCUDA_MPS_SM_PARTITION={GPU}/{ID}\n",
     ],
 )
-def test_both_forms_of_a_new_partition(reply: str) -> None:
+def test_all_forms_of_a_new_partition(reply: str) -> None:
     assert parse_partition(reply) == f"{GPU}/{ID}"
 
 
@@ -70,12 +71,30 @@ def test_the_documented_table() -> None:
 
 
 def test_the_table_without_dashes() -> None:
-    assert parse_partitions(WITHOUT_DASHES) == PartitionTable(8, 7, (Partition(ID, 7, 56, True),))
+    assert parse_partitions(WITHOUT_DASHES) == PartitionTable(8, 7, (Partition(ID, 7, 56, True),), 76)
 
 
 def test_a_partition_that_does_not_tell_of_clients() -> None:
     found = parse_partitions(f"GPU-74d43ed3 - 3 7 24 56 -\nGPU-74d43ed3 {ID} - 7 - 56 -\n")
-    assert found == PartitionTable(3, 7, (Partition(ID, 7, 56, None),))
+    assert found == PartitionTable(3, 7, (Partition(ID, 7, 56, None),), 24)
+
+
+@pytest.mark.parametrize(
+    ("reply", "sms"),
+    [
+        ("GPU-74d43ed3 - 10 0 92 92 -", 92),
+        (f"GPU-74d43ed3 - 3 7 24 56 -\nGPU-74d43ed3 {ID} - 7 - 56 -", 80),
+        (
+            "GPU-1 - 0 10 0 80 -\nGPU-1 Dx4 - 5 - 40 Yes\nGPU-1 Cx4 - 3 - 24 Yes\nGPU-1 Bx4 - 2 - 28 Yes",
+            92,
+        ),
+        ("GPU-1 - 10 0", 0),
+    ],
+)
+def test_all_sms_are_those_free_and_those_of_the_partitions(reply: str, sms: int) -> None:
+    """NVIDIA's examples; their column of used SMs has 92 where none is used, and 80 where 92 are."""
+    table = parse_partitions(reply)
+    assert table is not None and table.sms == sms
 
 
 @pytest.mark.parametrize("reply", ["", "Unknown command: lspart", "GPU Partition free used\nchunk chunk\n"])
@@ -111,6 +130,7 @@ def test_a_version(reply: str, version: str) -> None:
         ("", False),
         ("CUDA_SUCCESS", False),
         (f"Partition {GPU}/{ID} removed", False),
+        (f"SM partition 'lane_1' deleted from device {GPU}", False),
         (f"Partition {ID} in use. Terminate all clients before removing.", True),
         ("CUDA_ERROR_NOT_FOUND", True),
         (OVER, True),

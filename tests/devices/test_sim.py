@@ -141,6 +141,13 @@ def test_a_fresh_stream_is_drained_and_its_event_is_not_none(info: DeviceInfo) -
     stream.drain()
 
 
+def test_lanes_cut_in_advance_fit_an_odd_number_of_sms() -> None:
+    assert sim.device(sms=15, lanes=(50, 25, 25)).fixed_lanes == (tuple(range(7)), (7, 8, 9, 10), (11, 12, 13, 14))
+    assert base.cut(4, (50, 25)) == ((0, 1), (2,))
+    with pytest.raises(InvalidRequestError, match="cannot be cut from 15 units"):
+        sim.device(sms=15, lanes=(60, 50))
+
+
 def test_one_lane_runs_one_kernel_at_a_time_and_lanes_run_apart(info: DeviceInfo) -> None:
     one, two, apart = _enter(info), _enter(info), _enter(info, lane=1)
     one.launch(500 * MS)

@@ -1,4 +1,4 @@
-"""A fake MPS: an `nvidia-cuda-mps-control` on PATH that speaks the documented protocol, and the client's side of it.
+"""A fake MPS: an `nvidia-cuda-mps-control` on PATH that speaks the documented protocols, and the client's side of it.
 
 `install` writes the command; `MpsControl` and a keeper then run it as they would run NVIDIA's. `-d` starts a process that
 lives until `quit` (or a signal) ends it; what it knows lies in its pipe directory, under a lock. A stand-in for CUDA calls
@@ -6,7 +6,8 @@ lives until `quit` (or a signal) ends it; what it knows lies in its pipe directo
 order; partitions and servers have numbers that repeat from run to run.
 
 It proves parsing, order and environment. It says nothing about NVIDIA: where a reply's text is not documented, it is made
-up, and said so below.
+up, and said so below. Of protocol 3 the lists, the new partition and "Ready" are documented; words for other states, and
+that a refusal ends with status 1, are made up.
 """
 
 from __future__ import annotations
@@ -46,17 +47,21 @@ class Settings(NamedTuple):
     """What the GPU, the driver and the daemon are like. `add_form` is "id" or "created": the two replies of `sm_partition
     add`. An H100 has 132 SMs and 15 chunks of 8: 12 SMs belong to no chunk. With `isolates` a fault reaches only the clients
     of its partition. `unconfined`: a client that finds no daemon runs on the whole GPU, as the manual page says; else it is
-    refused."""
+    refused. `protocols` are those that it speaks. `add_live`: it makes partitions while it has clients; None: as NVIDIA's
+    page of protocol 3 says (no), and in 2 yes. `remainder`: SMs beyond whole chunks go to the partition that takes the last
+    chunk, as in NVIDIA's example."""
 
     sms: int = 132
     chunk: int = 8
     chunks: int = 15
     version: str = "13010"
     static_ok: bool = True
-    add_live: bool = True
+    add_live: bool | None = None
     add_form: str = "created"
     isolates: bool = False
     unconfined: bool = False
+    protocols: Sequence[int] = (2,)
+    remainder: bool = False
 
 
 class Refused(Exception):
@@ -86,14 +91,18 @@ def install(
     chunks: int = 15,
     version: str = "13010",
     static_ok: bool = True,
-    add_live: bool = True,
+    add_live: bool | None = None,
     add_form: str = "created",
     isolates: bool = False,
     unconfined: bool = False,
+    protocols: Sequence[int] = (2,),
+    remainder: bool = False,
 ) -> dict[str, str]:
     """Writes the command into `folder`/bin; the environment that a process needs to find it."""
     assert chunks * chunk <= sms, f"{chunks} chunks of {chunk} are more than {sms} SMs"
-    settings = Settings(sms, chunk, chunks, version, static_ok, add_live, add_form, isolates, unconfined)
+    settings = Settings(
+        sms, chunk, chunks, version, static_ok, add_live, add_form, isolates, unconfined, protocols, remainder
+    )
     programs = folder / "bin"
     programs.mkdir(parents=True, exist_ok=True)
     (folder / "settings.json").write_text(json.dumps(settings._asdict()))
@@ -109,6 +118,16 @@ def install(
     return {"PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}", "FAKE_MPS": str(folder)}
 
 
+def settings_of(folder: Path) -> Settings:
+    """What it is like now."""
+    return Settings(**_read(folder / "settings.json"))
+
+
+def change(folder: Path, **changes: object) -> None:
+    """Changes some settings of an installed one."""
+    _write(folder / "settings.json", {**_read(folder / "settings.json"), **changes})
+
+
 def fail(
     folder: Path,
     *,
@@ -121,9 +140,9 @@ def fail(
     dead_daemon: bool = False,
     fault: bool = False,
 ) -> None:
-    """Arms failures: the next n `sm_partition add` or `rm`, or the next n clients, are refused; every command takes `slow_s`
-    more; `quit` does nothing. Or makes one happen now: every server dies, the daemons are killed, or every client is hit by a
-    fatal fault. What is armed stays until it is set again."""
+    """Arms failures: the next n partitions that are added or removed, or the next n clients, are refused; every command takes
+    `slow_s` more; `quit` does nothing. Or makes one happen now: every server dies, the daemons are killed, or every client is
+    hit by a fatal fault. What is armed stays until it is set again."""
     armed = {"refuse_add": refuse_add, "refuse_remove": refuse_remove, "not_ready": not_ready, "slow_s": slow_s}
     given = {name: value for name, value in {**armed, "deaf_quit": deaf_quit}.items() if value is not None}
     with _locked(folder):
@@ -149,7 +168,8 @@ def transcript(folder: Path, *, queries: bool = True) -> list[str]:
     """The commands in order, "-d -S" among them. Without `queries` only those that change something: how often somebody
     looks depends on the machine's load."""
     commands = [str(entry["command"]) for entry in records(folder) if "command" in entry]
-    return commands if queries else [c for c in commands if not c.startswith(("get_", "lspart", "ps", "-v"))]
+    asked = ("get_", "lspart", "ps", "-v", "server list", "client list", "sm-partition list")
+    return commands if queries else [c for c in commands if not c.startswith(asked)]
 
 
 def records(folder: Path) -> list[Json]:
@@ -178,7 +198,7 @@ def connect(environ: Mapping[str, str], pid: int) -> Client:
     """CUDA starts in process `pid`, which must live. Without a pipe directory it is no MPS client and has the whole GPU.
     Raises Refused."""
     folder = Path(environ["FAKE_MPS"])
-    settings = _settings(folder)
+    settings = settings_of(folder)
     if "CUDA_MPS_PIPE_DIRECTORY" not in environ:
         return Client(settings.sms)
     pipe = Path(environ["CUDA_MPS_PIPE_DIRECTORY"])
@@ -207,7 +227,7 @@ def fault(environ: Mapping[str, str], pid: int) -> None:
     until all of them have left."""
     with _server_of(environ, pid) as server:
         assert server is not None, f"{pid} is no client"
-        isolates = _settings(Path(environ["FAKE_MPS"])).isolates
+        isolates = settings_of(Path(environ["FAKE_MPS"])).isolates
         partition = server["clients"][str(pid)]["partition"]
         contained = isolates and partition is not None
         hit = [c for c, seat in server["clients"].items() if not contained or seat["partition"] == partition]
@@ -261,7 +281,9 @@ def _connect(folder: Path, pipe: Path, environ: Mapping[str, str], pid: int, set
     if len(server["clients"]) >= MAX_CLIENTS:
         raise Refused(MAX_CLIENTS_REACHED, "MPS server has reached its maximum of clients")
     partition, sms = (
-        _partition_of(state, environ, settings) if state["static"] else (None, _capped(environ, settings.sms))
+        _partition_of(state, environ, settings)
+        if state["static"] or state["partitions"]
+        else (None, _capped(environ, settings.sms))
     )
     granted = Client(sms, _memory_limit(environ))
     server["clients"][str(pid)] = {"partition": partition}
@@ -277,7 +299,7 @@ def _partition_of(state: Json, environ: Mapping[str, str], settings: Settings) -
         raise Refused(
             INVALID_RESOURCE_CONFIGURATION, f"no SM partition {wanted!r}: CUDA_MPS_SM_PARTITION must name one"
         )
-    return partition, int(state["partitions"][partition]) * settings.chunk
+    return partition, _sms_of(state, partition, settings)
 
 
 def _capped(environ: Mapping[str, str], sms: int) -> int:
@@ -316,11 +338,17 @@ def main(folder: Path, arguments: Sequence[str]) -> int:
     slow_s = _read(folder / "armed.json").get("slow_s", 0)
     if slow_s:
         time.sleep(slow_s)
+    if list(arguments) == ["-q"] or (arguments and not arguments[0].startswith("-")):
+        return _verb(folder, pipe, list(arguments))
     if arguments:
         return _option(folder, pipe, list(arguments))
     for line in sys.stdin.read().splitlines():
         with _locked(folder):
-            reply = _answer(folder, pipe, line.split()) if _pid(pipe) else None
+            reply = None
+            if _pid(pipe):
+                # Made up: what a daemon of 3 says to the shell of 2.
+                shell = _read(pipe / "state.json")["protocol"] == 2
+                reply = _answer(folder, pipe, line.split()) if shell else "Unknown command"
             _note(folder, {"command": line, "reply": reply, "pipe": str(pipe)})
         if reply is None:
             print(NO_DAEMON)
@@ -331,28 +359,42 @@ def main(folder: Path, arguments: Sequence[str]) -> int:
 
 
 def _option(folder: Path, pipe: Path, arguments: list[str]) -> int:
-    settings = _settings(folder)
+    settings = settings_of(folder)
     entry: Json = {"command": " ".join(arguments), "pipe": str(pipe)}
     code, reply = 1, f"{COMMAND}: invalid option"
     with _locked(folder):
         if arguments == ["-v"]:
             code, reply = 0, f"CUDA MPS Control binary version: {settings.version}"
-        elif "-d" in arguments and (settings.static_ok or "-S" not in arguments):
+        elif "-d" in arguments and _knows(settings, arguments):
             entry["environ"] = _cuda_variables(os.environ)
             code, reply = (1, "An instance of this daemon is already running") if _pid(pipe) else (0, "")
         _note(folder, {**entry, "reply": reply})
         if "environ" in entry and code == 0:
-            _launch(folder, pipe, static="-S" in arguments)
+            _launch(folder, pipe, static="-S" in arguments, protocol=_chosen(arguments))
     if reply:
         print(reply)
     return code
 
 
-def _launch(folder: Path, pipe: Path, *, static: bool) -> None:
+def _knows(settings: Settings, arguments: list[str]) -> bool:
+    """Whether it can be started so. A driver of protocol 2 alone does not know -p, one of 3 has no -S."""
+    protocol = _chosen(arguments)
+    if protocol not in settings.protocols or ("-p" in arguments and 3 not in settings.protocols):
+        return False
+    return "-S" not in arguments or (protocol == 2 and settings.static_ok)
+
+
+def _chosen(arguments: list[str]) -> int:
+    """The environment takes precedence."""
+    option = arguments[arguments.index("-p") + 1] if "-p" in arguments else "2"
+    return int(os.environ.get("CUDA_MPS_PROTOCOL_VERSION", option))
+
+
+def _launch(folder: Path, pipe: Path, *, static: bool, protocol: int) -> None:
     before = _read(pipe / "state.json") or {"servers": {}, "marks": {}, "next": FIRST_SERVER, "cut": 0}
     _lose_servers(before)
-    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    _write(pipe / "state.json", {**before, "gpu": gpu, "static": static, "percent": 100.0, "partitions": {}})
+    fresh = {"gpu": os.environ.get("CUDA_VISIBLE_DEVICES", ""), "static": static, "protocol": protocol}
+    _write(pipe / "state.json", {**before, **fresh, "percent": 100.0, "partitions": {}, "names": {}})
     with (folder / "pipes").open("a") as known:
         known.write(f"{pipe}\n")
     import subprocess  # here, since most commands start nothing
@@ -395,13 +437,123 @@ def _answer(folder: Path, pipe: Path, words: list[str]) -> str:
         ("set_default_active_thread_percentage", 2): lambda: _set_percent(state, words[1]),
         ("get_default_active_thread_percentage", 1): lambda: str(state["percent"]),
         ("sm_partition", 4): lambda: _partition(folder, state, words[1:]),
-        ("lspart", 1): lambda: _table(state, _settings(folder)),
+        ("lspart", 1): lambda: _table(state, settings_of(folder)),
     }
     answer = answers.get((words[0], len(words))) if words else None
     # The text for an unknown command is made up.
     reply = answer() if answer else f"Unknown command: {' '.join(words)}"
     _write(pipe / "state.json", state)
     return reply
+
+
+# -- protocol 3 ----------------------------------------------------------------------------------------------------------
+
+
+def _verb(folder: Path, pipe: Path, words: list[str]) -> int:
+    """One command of protocol 3: module, verb and arguments."""
+    with _locked(folder):
+        if not _pid(pipe):
+            code, reply = 1, NO_DAEMON
+        elif _read(pipe / "state.json")["protocol"] != 3:
+            code, reply = 1, f"{COMMAND}: invalid option"
+        else:
+            code, reply = _answer_verb(folder, pipe, words)
+        _note(folder, {"command": " ".join(words), "reply": reply, "pipe": str(pipe)})
+    if reply:
+        print(reply)
+    return code
+
+
+def _answer_verb(folder: Path, pipe: Path, words: list[str]) -> tuple[int, str]:
+    if words == ["-q"]:
+        return 0, _quit(folder, pipe)
+    state = _read(pipe / "state.json")
+    _settle(state)
+    options = dict(word[2:].partition("=")[::2] for word in words if word.startswith("--"))
+    named = [word for word in words[2:] if not word.startswith("--")]
+    assert options.get("format", "csv,noheader") == "csv,noheader", "the fake has no tables"
+    answers: dict[str, Callable[[], tuple[int, str]]] = {
+        "server list": lambda: (0, _server_rows(state, pipe)),
+        "server create": lambda: (0, _start_server(state)),
+        "client list": lambda: (0, _client_rows(state)),
+        "client terminate": lambda: _terminate_named(state, *named),
+        "sm-partition create": lambda: _create(folder, state, *named, **options),
+        "sm-partition delete": lambda: _delete(folder, state, *named, **options),
+        "sm-partition list": lambda: (0, _partition_rows(state, settings_of(folder))),
+    }
+    answer = answers.get(" ".join(words[:2]))
+    found = answer() if answer else (1, f"Unknown command: {' '.join(words)}")
+    _write(pipe / "state.json", state)
+    return found
+
+
+def _server_name() -> str:
+    return f"uid_{os.getuid()}"
+
+
+def _server_rows(state: Json, pipe: Path) -> str:
+    words = {"ACTIVE": "Ready", "FAULT": "Faulted"}
+    return "\n".join(
+        f"{_server_name()},{os.getuid()},{pid},{words[server['status']]},{pipe}/{_server_name()},{state['gpu']},-"
+        for pid, server in sorted(state["servers"].items())
+    )
+
+
+def _client_rows(state: Json) -> str:
+    clients = sorted((c for server in state["servers"].values() for c in server["clients"]), key=int)
+    return "\n".join(f"{client},{_server_name()},0,default,python serve.py --gpu 0,1" for client in clients)
+
+
+def _terminate_named(state: Json, client: str) -> tuple[int, str]:
+    server = next((pid for pid, each in state["servers"].items() if client in each["clients"]), "")
+    return (0, "") if _terminate(state, server, client) == "CUDA_SUCCESS" else (1, f"Client {client} not found")
+
+
+def _create(folder: Path, state: Json, name: str, *, server: str, device: str, chunks: str) -> tuple[int, str]:
+    if not settings_of(folder).static_ok:
+        return 1, "SM partitions are not supported on this device"
+    if server != _server_name() or device != state["gpu"] or name in state["names"]:
+        return 1, f"Invalid server, device or name: {server} {device} {name}"
+    if not state["servers"]:
+        return 0, f"SM partition '{name}' configured on device {device}"
+    value = _add(folder, state, int(chunks))
+    if "Failed" in value:
+        return 1, value
+    partition = value.partition("/")[2]
+    state["names"][name] = partition
+    sms = _sms_of(state, partition, settings_of(folder))
+    return 0, f"SM partition '{name}' created on device {device} (sm-count={sms})\nCUDA_MPS_SM_PARTITION={value}"
+
+
+def _delete(folder: Path, state: Json, name: str, *, server: str, device: str) -> tuple[int, str]:
+    what = state["names"].get(name)
+    if what is None or _held(folder, state, what):
+        return 1, f"SM partition '{name}' {'not found' if what is None else 'in use'}"
+    del state["names"][name], state["partitions"][what]
+    return 0, f"SM partition '{name}' deleted from device {device}"
+
+
+def _partition_rows(state: Json, settings: Settings) -> str:
+    rows = [
+        (
+            _server_name(),
+            state["gpu"],
+            name,
+            state["partitions"][what],
+            _sms_of(state, what, settings),
+            "false,created",
+            what,
+        )
+        for name, what in state["names"].items()
+    ]
+    chunks = settings.chunks - sum(state["partitions"].values())
+    if chunks:
+        sms = settings.sms - sum(int(row[4]) for row in rows)
+        rows.append((_server_name(), state["gpu"], "-", chunks, sms, "-,unallocated", "-"))
+    return "\n".join(",".join(map(str, row)) for row in rows)
+
+
+# -- partitions and clients of both --------------------------------------------------------------------------------------
 
 
 def _of(state: Json, server: str, key: str) -> Any:
@@ -440,18 +592,32 @@ def _partition(folder: Path, state: Json, words: list[str]) -> str:
         return _add(folder, state, int(what))
     if verb != "rm" or what not in state["partitions"]:
         return f"Partition {what} not found"  # made up
-    used = any(seat["partition"] == what for s in state["servers"].values() for seat in s["clients"].values())
-    if used or _spend(folder, "refuse_remove"):
+    if _held(folder, state, what):
         return f"Partition {what} in use. Terminate all clients before removing."
     del state["partitions"][what]
     return f"Partition {uuid}/{what} removed"  # made up
 
 
+def _held(folder: Path, state: Json, partition: str) -> bool:
+    """Whether a partition cannot be removed."""
+    seats = [seat for server in state["servers"].values() for seat in server["clients"].values()]
+    return any(seat["partition"] == partition for seat in seats) or _spend(folder, "refuse_remove")
+
+
+def _sms_of(state: Json, partition: str, settings: Settings) -> int:
+    """The SMs of a partition: chunks, and what makes none if it took the last one."""
+    made, chunks = list(state["partitions"]), sum(state["partitions"].values())
+    last = settings.remainder and partition == made[-1] and chunks == settings.chunks
+    beyond = settings.sms - settings.chunks * settings.chunk if last else 0
+    return int(state["partitions"][partition]) * settings.chunk + beyond
+
+
 def _add(folder: Path, state: Json, chunks: int) -> str:
-    settings = _settings(folder)
+    settings = settings_of(folder)
     clients = any(server["clients"] for server in state["servers"].values())
     room = settings.chunks - sum(state["partitions"].values())
-    if _spend(folder, "refuse_add") or chunks > room or (clients and not settings.add_live):
+    live = state["protocol"] == 2 if settings.add_live is None else settings.add_live
+    if _spend(folder, "refuse_add") or chunks > room or (clients and not live):
         error = "CUDA_ERROR_INVALID_RESOURCE_CONFIGURATION"
         return f"Failed to fulfill the requested SM partition of {chunks} chunks, error {error}"
     state["cut"] += 1
@@ -459,21 +625,22 @@ def _add(folder: Path, state: Json, chunks: int) -> str:
     partition = f"D{state['cut']}/{'A' * 30}"
     state["partitions"][partition] = chunks
     name = f"{state['gpu']}/{partition}"
-    return name if settings.add_form == "id" else f"Partition {name} created"
+    return name if settings.add_form == "id" or state["protocol"] == 3 else f"Partition {name} created"
 
 
 def _table(state: Json, settings: Settings) -> str:
     used = sum(state["partitions"].values())
     free, gpu = settings.chunks - used, str(state["gpu"])[:12]
+    taken = sum(_sms_of(state, partition, settings) for partition in state["partitions"])
     held = {seat["partition"] for s in state["servers"].values() for seat in s["clients"].values()}
     rows = [
         "GPU           Partition                         free    used    free  used  clients",
         "                                                chunks  chunks  SM    SM",
-        f"{gpu}  -  {free}  {used}  {settings.sms - used * settings.chunk}  {used * settings.chunk}  -",
+        f"{gpu}  -  {free}  {used}  {settings.sms - taken}  {taken}  -",
     ]
     for partition, chunks in state["partitions"].items():
         clients = "Yes" if partition in held else "No"
-        rows.append(f"{gpu}  {partition}  -  {chunks}  -  {chunks * settings.chunk}  {clients}")
+        rows.append(f"{gpu}  {partition}  -  {chunks}  -  {_sms_of(state, partition, settings)}  {clients}")
     return "\n".join(rows)
 
 
@@ -529,10 +696,6 @@ def _settle(state: Json) -> None:
 
 def _cuda_variables(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in sorted(environ.items()) if name.startswith(("CUDA_MPS_", "CUDA_VISIBLE"))}
-
-
-def _settings(folder: Path) -> Settings:
-    return Settings(**_read(folder / "settings.json"))
 
 
 def _spend(folder: Path, failure: str) -> bool:

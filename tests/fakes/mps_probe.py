@@ -1,5 +1,6 @@
 """A stand-in for the probe process: a client of the fake MPS that says what it was granted, and stays until its input
-closes. `lingers` stays longer than that; `silent` says nothing; `broken` ends with a line of error."""
+closes. `lingers` stays longer than that; `silent` says nothing; `broken` ends with a line of error; a number is that of the
+SMs which CUDA names."""
 
 from __future__ import annotations
 
@@ -22,7 +23,12 @@ def main(kind: str = "") -> int:
     except mps_daemon.Refused as exc:
         print(exc, file=sys.stderr)
         return 1
-    found = {"sms": granted.sms, "device_sms": 132, "clock_mhz": 1980.0, "context_ms": 250.0}
+    found = {
+        "sms": granted.sms,
+        "device_sms": int(kind) if kind.isdigit() else 132,
+        "clock_mhz": 1980.0,
+        "context_ms": 250.0,
+    }
     print("" if kind == "silent" else json.dumps(found), flush=True)
     sys.stdin.read()
     if kind == "lingers":

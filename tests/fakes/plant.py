@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from hasfaas.rapp.surface import Surface
 from hasfaas.scaling.decision import Action, AddReplica, Decision, DrainReplica, Rebatch, Resize
-from hasfaas.scaling.observation import Devices, Functions, Life, Observation, Replicas
+from hasfaas.scaling.observation import Devices, FixedLanes, Functions, Life, Observation, Replicas
 from hasfaas.scaling.policy import Policy
 
 GIB = 2**30
@@ -45,7 +45,7 @@ class Member:
 
 @attrs.define
 class Plant:
-    """So many functions on so many devices."""
+    """So many functions on so many devices of 80 units, where each may have been `cut` into lanes of these units."""
 
     surfaces: Sequence[Surface | None]
     slo_ms: float = 100.0
@@ -60,6 +60,7 @@ class Plant:
     members: dict[str, Member] = attrs.field(factory=dict)
     decisions: list[Decision] = attrs.field(factory=list)
     made: int = 0
+    cut: Sequence[int] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -111,7 +112,13 @@ class Plant:
             np.full(self.devices, 80),
             np.full(self.devices, 16.0 * GIB),
         )
-        return Observation(self.now_s, interval_s, functions, replicas, devices)
+        count, lanes = self.devices, len(self.cut)
+        fixed = FixedLanes(
+            np.repeat(np.arange(count), lanes),
+            np.tile(np.arange(lanes), count),
+            np.tile(np.array(self.cut, int), count),
+        )
+        return Observation(self.now_s, interval_s, functions, replicas, devices, fixed_lanes=fixed)
 
     def step(self, policy: Policy, arrivals: ArrayLike, interval_s: float = 1.0, **columns: Any) -> Decision:
         """One tick: shows, asks, does."""
@@ -151,6 +158,8 @@ class Plant:
             shares = {m.lane: m.sm_percent for m in mine}
             assert sum(shares.values()) <= 100.0 + 1e-6, f"the lanes of device {device} sum to {shares}"
             assert len(mine) * self.memory_bytes <= 16 * GIB
+            if self.cut:
+                assert shares == {lane: 100.0 * self.cut[lane] / 80 for lane in shares}, "a lane that was not cut"
             for lane in shares:
                 quotas = [m.quota_percent for m in mine if m.lane == lane]
                 assert sum(quotas) <= 100.0 + 1e-6, f"the quotas of lane {lane} on device {device} are {quotas}"

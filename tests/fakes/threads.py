@@ -30,7 +30,7 @@ def inventory(request: DeviceRequest) -> Sequence[DeviceInfo]:
     """As many as are asked for."""
     request.only("threads")
     memory_bytes = request.memory_bytes or 1 << 30
-    return [DeviceInfo("", "threads", tuple(range(UNITS)), memory_bytes) for _ in range(request.count)]
+    return [DeviceInfo("", "threads", tuple(range(UNITS)), memory_bytes) for _ in range(request.count or 1)]
 
 
 def wall(memory_bytes: int) -> None:

@@ -36,6 +36,7 @@ class FakeTorch:
     def __init__(self, cupy: Any, *, available: bool = True) -> None:
         self.log: list[str] = []
         self.fraction: float | None = None
+        self.total_bytes = TOTAL_BYTES
         self.allocated: dict[int, tuple[int, int]] = {}
         self.Tensor = FakeTensor
         self._cupy = cupy
@@ -48,7 +49,9 @@ class FakeTorch:
             ExternalStream=FakeStream,
             caching_allocator_alloc=self._alloc,
             caching_allocator_delete=lambda pointer: self.allocated.pop(pointer),
+            current_device=lambda: 0,
             current_stream=lambda: self._current,
+            get_device_properties=lambda device: SimpleNamespace(total_memory=self.total_bytes),
             init=lambda: None,
             is_available=lambda: available,
             is_initialized=lambda: False,

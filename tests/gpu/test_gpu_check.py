@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -10,10 +11,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks import gpu_check, gpu_kernels, gpu_run
+from benchmarks.gpu_box import Client, ClientError
 from benchmarks.gpu_machine import Machine
 from benchmarks.gpu_process import check as function_of
 from benchmarks.gpu_record import PENDING, Record
@@ -318,6 +321,17 @@ def test_an_outcome_is_known_by_the_name_of_its_check() -> None:
     outcome = Outcome(stub("passes"), Status.PASSED)
     record = Record(MACHINE, (stub("fails"), stub("passes"))).with_outcome(outcome)
     assert [each.status for each in record.all()] == [Status.NOT_RUN, Status.PASSED]
+
+
+def test_a_client_that_ended_with_something_unread_has_ended() -> None:
+    client = Client.__new__(Client)
+    client.process = SimpleNamespace(join=lambda _s: None, exitcode=4)  # type: ignore[assignment]
+    client._line, theirs = multiprocessing.Pipe()
+    client.say("now")
+    theirs.close()
+    with pytest.raises(ClientError, match="exit code 4"):
+        client.heard(1.0)
+    client._line.close()
 
 
 def test_the_gpu_of_a_record_is_found_by_number_or_uuid(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ def figures(check: dict[str, Any]) -> dict[str, float]:
 def test_static_partitions_have_what_they_were_asked_for(machine: Callable[..., Environment], tmp_path: Path) -> None:
     check = checked(machine(), tmp_path, "census_static")["census_static"]
     assert check["status"] == "passed", check
-    assert [figure["note"] for figure in check["figures"]] == ["64 of 120 SMs", "32 of 120 SMs", "16 of 120 SMs"]
+    assert [figure["note"] for figure in check["figures"]] == ["64 of 132 SMs", "32 of 132 SMs", "16 of 132 SMs"]
     assert "lanes are kept apart by: static" in check["remarks"]
 
 

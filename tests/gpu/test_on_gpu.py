@@ -28,9 +28,7 @@ def test_a_replica_counts_the_sms_that_it_was_granted(home: Box) -> None:
     client = Client(home, gpu_lanes.counted)
     with clients(client):
         granted_percent = client.heard()
-    sms = int(str(home.info.facts["sms"]))
-    slack = 0.01 if home.partitions == "static" else 100.0 * gpu_lanes.ROUNDED_SMS / sms
-    assert granted_percent == pytest.approx(100.0 * home.share(0), abs=slack)
+    assert granted_percent == pytest.approx(100.0 * home.share(0), abs=gpu_lanes.slack_percent(home))
 
 
 def test_two_halves_of_the_time_are_half_of_the_device_each(home: Box) -> None:

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -10,6 +13,7 @@ import pytest
 
 from hasfaas.core.errors import BackendError, InvalidRequestError
 from hasfaas.core.settings import DeviceSettings
+from hasfaas.devices import base
 from hasfaas.devices.base import DeviceInfo, DeviceModule, module_of
 from hasfaas.devices.sim import MEMORY_BYTES
 from hasfaas.node import inventory
@@ -146,7 +150,7 @@ def test_a_profile_that_is_none_is_a_typed_error_that_names_it(tmp_path: Path, t
 
 
 def test_a_kind_that_does_not_exist_is_refused_with_those_that_do() -> None:
-    with pytest.raises(InvalidRequestError, match=r"device kind 'gpu' is unknown; known kinds: cpu, .*sim"):
+    with pytest.raises(InvalidRequestError, match=r"device kind 'gpu' is unknown; known kinds: auto, cpu, .*sim"):
         devices_of([DeviceSettings(kind="gpu")])
 
 
@@ -164,3 +168,36 @@ def test_a_machine_without_a_gpu_serves_from_its_cpu(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(inventory, "module_of", without_cuda)
     (device,) = devices_of([DeviceSettings()])
     assert (device.device_id, device.kind) == ("cpu0", "cpu")
+
+
+class Installed:
+    """An installed package that offers a kind of device."""
+
+    name, value = "theirs", "their_package.device"
+
+    def __init__(self, load: Callable[[], object]) -> None:
+        self.load = load
+
+
+@pytest.mark.parametrize(
+    ("load", "words"),
+    [
+        (lambda: SimpleNamespace(inventory=None, wall=None, enter=None), "their_package.device has no keeper"),
+        (lambda: import_module("no_such_module_of_theirs"), "does not load: ModuleNotFoundError"),
+    ],
+)
+def test_a_package_whose_device_cannot_be_used_is_named(
+    load: Callable[[], object], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "entry_points", lambda **_: [Installed(load)])
+    with pytest.raises(InvalidRequestError, match=words):
+        devices_of([DeviceSettings(kind="theirs")])
+
+
+def test_a_package_that_offers_no_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    module_of.cache_clear()
+    nothing = SimpleNamespace(inventory=lambda _: (), keeper=None, wall=None, enter=None)
+    monkeypatch.setattr(base, "entry_points", lambda **_: [Installed(lambda: nothing)])
+    with pytest.raises(InvalidRequestError, match="'theirs' offers no device"):
+        devices_of([DeviceSettings(kind="theirs")])
+    module_of.cache_clear()

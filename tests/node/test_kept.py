@@ -101,3 +101,11 @@ async def test_a_device_that_needs_no_care_never_leaves_the_loop() -> None:
     assert await kept.environment(0, 5) == NO_GPU
     assert await kept.check() == Condition()
     assert await kept.start() is INFO
+
+
+async def test_a_keeper_that_derives_from_it_is_asked_like_any_other() -> None:
+    class Watchful(Unkept):
+        def check(self) -> Condition:
+            return Condition(Health.LOST, "unplugged")
+
+    assert (await Kept(Watchful(INFO)).check()).health is Health.LOST

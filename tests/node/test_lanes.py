@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hasfaas.core.allocation import MAX_LANES
 from hasfaas.core.errors import PlacementError
-from hasfaas.devices.base import DeviceInfo
+from hasfaas.devices.base import DeviceInfo, cut
 from hasfaas.node import lanes
 from hasfaas.node.lanes import LEAST_AUTO_QUOTA_PERCENT, Lane, Placement, Seat, Want
 
@@ -361,3 +361,123 @@ def check_granted(machine: Machine, want: Want, placed: Placement) -> None:
         assert placed.quota_percent == want.quota_percent
     assert placed.pinned == (want.quota_percent is not None)
     assert math.isfinite(placed.quota_percent)
+
+
+# -- lanes cut in advance ----------------------------------------------------------------------------------------------
+
+CUTS = {"sim0": (4, 2, 2), "sim1": (5, 5), "sim2": (1, 1, 1, 7), "sim3": (10,)}
+
+
+def fixed(name: str = "sim0") -> DeviceInfo:
+    """A device of ten units with the lanes of CUTS, out of which some units may have been left."""
+    starts = list(itertools.accumulate(CUTS[name], initial=0))
+    cut = tuple(tuple(range(start, start + count)) for start, count in zip(starts, CUTS[name], strict=False))
+    return attrs.evolve(device(name), fixed_lanes=cut)
+
+
+@pytest.mark.parametrize(
+    ("sm_percent", "lane_number", "granted"), [(1, 1, 20), (20, 1, 20), (21, 0, 40), (40, 0, 40), (None, 0, 40)]
+)
+def test_a_share_is_met_by_the_smallest_fixed_lane_that_has_it_and_no_share_by_the_largest(
+    sm_percent: float | None, lane_number: int, granted: float
+) -> None:
+    placed = Machine(fixed()).add("r1", attrs.evolve(SMALL, sm_percent=sm_percent))
+    assert (placed.lane, placed.units, placed.sm_percent) == (lane_number, fixed().fixed_lanes[lane_number], granted)  # type: ignore[index]
+
+
+def test_those_that_nobody_sized_take_the_largest_that_is_free_and_then_share_it() -> None:
+    machine = Machine(fixed())
+    assert [machine.add(f"r{n}", SMALL).lane for n in range(4)] == [0, 1, 2, 0]
+    assert machine.of("r0").quota_percent == pytest.approx(100.0)
+
+
+def test_a_larger_fixed_lane_serves_where_the_smallest_are_full() -> None:
+    machine = Machine(fixed())
+    sized = attrs.evolve(SMALL, sm_percent=20.0, quota_percent=70.0)
+    assert [machine.add(f"r{n}", sized).lane for n in range(3)] == [1, 2, 0]
+    assert machine.add("r3", attrs.evolve(sized, quota_percent=30.0)).lane in (1, 2)
+    with pytest.raises(PlacementError, match=r"no lane with room among those cut in advance, 0 \(40 %\), 1 \(20 %\)"):
+        machine.add("r4", sized)
+
+
+def test_of_two_devices_the_one_whose_fixed_lane_is_nearer_to_the_share_is_taken() -> None:
+    machine = Machine(fixed("sim1"), fixed("sim0"), fixed("sim2"))
+    sized = attrs.evolve(SMALL, sm_percent=20.0, quota_percent=100.0)
+    assert [machine.add(f"r{n}", sized).device_id for n in range(3)] == ["sim0", "sim0", "sim0"]
+    assert machine.add("r3", sized).device_id == "sim1"
+
+
+def test_a_fixed_lane_is_asked_for_by_its_number() -> None:
+    machine = Machine(fixed())
+    assert machine.add("r1", attrs.evolve(SMALL, sm_percent=20.0, lane=2)).lane == 2
+    for want, words in (
+        (attrs.evolve(SMALL, lane=3), "no lane 3: its lanes were cut in advance"),
+        (attrs.evolve(SMALL, sm_percent=30.0, lane=1), "no lane 1 of SM 30 % or more"),
+    ):
+        with pytest.raises(PlacementError, match=words) as caught:
+            machine.add("r2", want)
+        assert caught.value.reason == lanes.NO_SUCH_LANE
+
+
+def test_more_than_any_fixed_lane_has_is_refused_with_the_lanes_there_are() -> None:
+    with pytest.raises(PlacementError) as caught:
+        Machine(fixed(), fixed("sim1")).add("r1", attrs.evolve(SMALL, sm_percent=60.0))
+    text = str(caught.value)
+    assert "sim0 has no lane of SM 60 % or more: its lanes were cut in advance, 0 (40 %), 1 (20 %), 2 (20 %)" in text
+    assert "sim1 has no lane of SM 60 % or more: its lanes were cut in advance, 0 (50 %), 1 (50 %)" in text
+    assert "hasfaas scale NAME --sm" in text
+    assert caught.value.reason == lanes.NO_SUCH_LANE
+
+
+@pytest.mark.parametrize(
+    ("want", "holds"),
+    [
+        (SMALL, True),
+        (attrs.evolve(SMALL, sm_percent=70.0), True),
+        (attrs.evolve(SMALL, sm_percent=70.0, device="sim0"), False),
+        (attrs.evolve(SMALL, sm_percent=71.0), False),
+        (attrs.evolve(SMALL, device="cuda"), False),
+        (attrs.evolve(SMALL, memory_bytes=17 * GIB), False),
+    ],
+)
+def test_what_devices_could_hold_does_not_depend_on_who_is_there(want: Want, holds: bool) -> None:
+    assert lanes.could_hold(want, [fixed("sim0"), fixed("sim2")]) is holds
+
+
+@given(EVENTS)
+def test_whatever_comes_and_goes_no_lane_but_the_fixed_ones_is_opened(events: list[tuple[str, object]]) -> None:
+    machine = Machine(*(fixed(name) for name in CUTS))
+    here: list[str] = []
+    for number, (what, how) in enumerate(events):
+        match what, how:
+            case "add", Want() as want:
+                try:
+                    placed = machine.add(f"r{number}", want)
+                except PlacementError:
+                    continue
+                here.append(f"r{number}")
+                info = fixed(placed.device_id)
+                assert want.sm_percent is None or len(placed.units) >= lanes.granted_units(info, want.sm_percent)
+            case "resize", (int(which), float(quota)) if here:
+                try:
+                    machine.resize(here[which % len(here)], quota)
+                except PlacementError:
+                    continue
+            case "leave", int(which) if here:
+                machine.leave(here.pop(which % len(here)))
+        machine.check()
+        for known in machine.lanes.values():
+            cut = fixed(known.device_id).fixed_lanes
+            assert cut is not None and known.units == cut[known.lane]
+
+
+def test_a_lane_serves_whoever_asks_for_what_it_was_cut_for() -> None:
+    """Of 15 chunks a lane for 50 % has 7, which is 46.7 %."""
+    chunks = DeviceInfo(
+        "gpu", "sim", tuple(range(15)), GIB, fixed_lanes=cut(15, (50.0, 25.0, 25.0)), lane_percents=(50.0, 25.0, 25.0)
+    )
+    assert [len(units) for units in chunks.fixed_lanes or ()] == [7, 4, 4]
+    placed = lanes.place("a", Want(memory_bytes=1, sm_percent=50.0), [chunks], [])
+    assert (placed.lane, len(placed.units)) == (0, 7)
+    with pytest.raises(PlacementError, match=r"0 \(46.7 %\)"):
+        lanes.place("a", Want(memory_bytes=1, sm_percent=51.0), [chunks], [])

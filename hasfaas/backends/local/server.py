@@ -237,7 +237,7 @@ def main() -> int:
         return 1
     except OSError as exc:
         log.exception("the gateway could not start")
-        tell(f"error {exc}")
+        tell(str(exc))
         return 1
     return 0
 

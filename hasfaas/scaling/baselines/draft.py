@@ -78,12 +78,15 @@ class Draft:
         """One replica more in that spot, which must have the room."""
         functions, devices = self.observation.functions, self.observation.devices
         self.book.take(spot, portion.sm_percent, portion.quota_percent, float(functions.memory_bytes[row]))
+        # A lane that was cut in advance may be larger than what was asked for.
+        fixed = self.book.is_fixed[spot.device]
+        sm_percent = self.book.sm_percent(spot.device, spot.lane) if fixed else portion.sm_percent
         self._others.append(
             AddReplica(
                 functions.names[row],
                 devices.ids[spot.device],
                 spot.lane,
-                portion.sm_percent,
+                sm_percent,
                 portion.quota_percent,
                 portion.batch,
                 reason,

@@ -178,13 +178,15 @@ class Pods:
         return (shares * book.lane_quota_percent).sum(axis=1) / 100.0 if self.repaired else np.zeros(len(book.units))
 
     def _rows(self, device: int, sm_of_new: float) -> Iterator[tuple[Spot, float]]:
-        """The rows of a device, an empty one with `sm_of_new` among them if it has that many units."""
+        """The rows of a device, an empty one with `sm_of_new` among them if it has that many units (of those cut in advance
+        one that is large enough)."""
         book = self.draft.book
         lanes = np.flatnonzero(book.lane_units[device]).tolist()
         for lane in lanes:
             yield Spot(device, lane, False, book.free_percent(device, lane)), book.sm_percent(device, lane)
-        if len(lanes) < ROWS and book.free_units[device] >= granted_units(int(book.units[device]), sm_of_new):
-            yield Spot(device, int((book.lane_units[device] == 0).argmax()), True, 100.0), sm_of_new
+        new = book.new_lane(device, book.granted_on(device, sm_of_new)) if len(lanes) < ROWS else None
+        if new is not None:
+            yield Spot(device, new, True, 100.0), book.sm_percent(device, new) if book.is_fixed[device] else sm_of_new
 
     def _place(self, device: int, portion: Slice, reason: str, *, shrink: bool = False) -> bool:
         """In the row of the same SM share; else in an empty one; else in the row with most quota left, at its share.
@@ -192,7 +194,7 @@ class Pods:
         `shrink` takes less quota where no more is left.
         """
         book, rows = self.draft.book, list(self._rows(device, portion.sm_percent))
-        asked = granted_units(int(book.units[device]), portion.sm_percent)
+        asked = book.granted_on(device, portion.sm_percent)
         least = LEAST_LEFT_PERCENT if shrink else portion.quota_percent
         fits = [(spot, sm) for spot, sm in rows if spot.left_percent >= least - _ROUNDING]
         if not fits or not self.room:

@@ -17,7 +17,6 @@ import math
 import attrs
 import numpy as np
 
-from hasfaas.core.allocation import granted_units
 from hasfaas.core.errors import InvalidRequestError
 from hasfaas.scaling.baselines.bounds import clamped
 from hasfaas.scaling.baselines.draft import Draft, not_due
@@ -139,7 +138,7 @@ class Oracle:
         """Those of this share: as many whole units."""
 
         def units(member: Member, percent: float) -> int:
-            return granted_units(int(draft.book.units[member.device]), percent)
+            return draft.book.granted_on(member.device, percent)
 
         return [member for member in crew if units(member, member.sm_percent) == units(member, sm_percent)]
 

@@ -45,9 +45,10 @@ def allocate(size_bytes: int) -> int:
 def fault(status: int = 700) -> None:
     """A kernel did what it must not: every later call fails, and MPS hits whoever shares the blast radius."""
     machine.start()
-    machine.fail(status)
     if "CUDA_MPS_PIPE_DIRECTORY" in os.environ and "FAKE_MPS" in os.environ:
+        # First: a process that fails may be gone before it could tell.
         _mps().fault(os.environ, os.getpid())
+    machine.fail(status)
 
 
 def define(name: str, duration_ms: float, effect: Callable[..., None] | None = None) -> None:
