@@ -34,15 +34,24 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## trains a small network, deploys it, measures it at several quotas
 	@$(BIN)/python -m examples.demo $(ARGS)
 
+# Tests that neither measure nor share a machine's time run side by side; then the others, alone, on a machine that is quiet.
+SIDE_BY_SIDE = $(addprefix tests/,core devices gpu node rapp scaling sdk serving simulator testing wire)
+PYTEST = $(BIN)/python -m pytest -q --timeout=$(TEST_TIMEOUT_S)
+
 test: $(STAMP) ## all tests
-	@$(BIN)/python -m pytest -q --timeout=$(TEST_TIMEOUT_S) $(ARGS)
+ifeq ($(strip $(ARGS)),)
+	@$(PYTEST) -n auto --dist loadfile $(SIDE_BY_SIDE)
+	@$(PYTEST) $(addprefix --ignore=,$(SIDE_BY_SIDE))
+else
+	@$(PYTEST) $(ARGS)
+endif
 
 check: $(STAMP) ## what must hold before a commit: format, lint, types, generated code, tests
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(MAKE) --no-print-directory protos-check
-	@$(BIN)/python -m pytest -q --timeout=$(TEST_TIMEOUT_S)
+	@$(MAKE) --no-print-directory test ARGS=
 
 fmt: $(STAMP) ## formats, and applies the lint's safe cures
 	@$(BIN)/ruff check --fix --exit-zero --quiet .

@@ -24,27 +24,24 @@ BACKENDS = {
 }
 
 
-OVER_TLS = (
-    "CallVerbs",
-    "StreamVerbs",
-    "BatchContract",
-    "FailingCode",
-    "BadInput",
-    "LargeValues",
-    "Restarts",
-)
+AREAS = {
+    "over grpc": ("CallVerbs", "StreamVerbs", "LargeValues"),
+    "over tls": ("CallVerbs", "StreamVerbs", "BatchContract", "FailingCode", "BadInput", "LargeValues", "Restarts"),
+}
 """The areas that the way to the gateway can change. What lanes do is decided beyond it, and would take half as long again."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    left_out = [item for item in items if _over_tls(item) and _area(item) not in OVER_TLS]
+    left_out = [item for item in items if not _wanted(item)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
 
 
-def _over_tls(item: pytest.Item) -> bool:
+def _wanted(item: pytest.Item) -> bool:
     callspec = getattr(item, "callspec", None)
-    return callspec is not None and str(callspec.params.get("running", "")).endswith("over tls")
+    backend = str(callspec.params.get("running", "")) if callspec is not None else ""
+    areas = next((areas for way, areas in AREAS.items() if backend.endswith(way)), None)
+    return areas is None or _area(item) in areas
 
 
 def _area(item: pytest.Item) -> str:
