@@ -25,8 +25,8 @@ BACKENDS = {
 
 
 AREAS = {
-    "over grpc": ("CallVerbs", "StreamVerbs", "LargeValues"),
-    "over tls": ("CallVerbs", "StreamVerbs", "BatchContract", "FailingCode", "BadInput", "LargeValues", "Restarts"),
+    "over grpc": ("LargeValues",),
+    "over tls": ("CallVerbs", "StreamVerbs", "LargeValues", "Restarts"),
 }
 """The areas that the way to the gateway can change. What lanes do is decided beyond it, and would take half as long again."""
 
