@@ -217,15 +217,41 @@ class NetworkSettings:
 
 @attrs.frozen
 class ClusterSettings:
-    """The `[cluster]` table: gateways on other machines, for `backend = "cluster"`.
+    """The `[cluster]` table: gateways on other machines, for `backend = "cluster"`, and what `hasfaas cluster up` starts.
 
-    `addresses` are tried in their order. `ca_file` (PEM) is the authority that must have made their certificates, no other is
-    believed; `token_file` holds this user's token.
+    For clients: `addresses` are tried in their order. `ca_file` (PEM) is the authority that must have made their
+    certificates, no other is believed; `server_name` is the name that these must carry, where that is not the address's own;
+    `token_file` holds this user's token.
+
+    For a cluster: `state_url` is the folder, as fsspec names it, where it keeps what is deployed; its gateway listens on
+    `port` of whichever node it runs on, and node agents on `node_port` (0: any). Gateway and agents send each other a sign of
+    life every `beat_s`, and take one another for lost after `lost_after_s` without any.
     """
 
     addresses: tuple[str, ...] = attrs.field(default=(), validator=Reader(_read_addresses))
     ca_file: Path | None = attrs.field(default=None, validator=keys.optional(keys.path()))
+    server_name: str | None = attrs.field(
+        default=None,
+        validator=keys.optional(
+            keys.text("give the name in the certificate", r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+        ),
+    )
     token_file: Path | None = attrs.field(default=None, validator=keys.optional(keys.path()))
+    state_url: str | None = attrs.field(
+        default=None,
+        validator=keys.optional(
+            keys.text('give a URL, such as "s3://bucket/hasfaas" or "file:///shared/hasfaas"', r"\S+")
+        ),
+    )
+    port: int = attrs.field(default=7070, validator=keys.whole("a port", 1, 65535))
+    node_port: int = attrs.field(default=0, validator=keys.whole("a port", 0, 65535))
+    beat_s: float = attrs.field(default=0.5, validator=keys.number("seconds", 0.05, 10))
+    lost_after_s: float = attrs.field(default=3.0, validator=keys.number("seconds", 0.5, 60))
+
+    def __attrs_post_init__(self) -> None:
+        if self.lost_after_s < 3 * self.beat_s:
+            cure = f"give at least three times cluster.beat_s, which is {self.beat_s:g}: one late beat is no death"
+            raise Place(path=("cluster", "lost_after_s")).refuse(self.lost_after_s, cure)
 
 
 def schema_of(cls: type[attrs.AttrsInstance]) -> Schema:
