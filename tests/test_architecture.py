@@ -96,6 +96,7 @@ PURE = (
     "executor/quota.py",
     "executor/gate_plan.py",
     "node/lanes.py",
+    "node/seats.py",
     "rapp/*.py",
     "scaling/*.py",
     "serving/policies.py",

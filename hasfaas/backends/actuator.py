@@ -63,7 +63,7 @@ class Actuator:
             await asyncio.sleep(POLL_S)
 
     def _acted_on(self, action: Action) -> bool:
-        return isinstance(action, Resize) and self._fleet.agent.in_force(action.replica_id)
+        return isinstance(action, Resize) and self._fleet.nodes.in_force(action.replica_id)
 
     def _outcome(self, action: Action, now_s: float) -> Outcome:
         outcome = Outcome(self._function(action), action, now_s)
@@ -76,7 +76,7 @@ class Actuator:
     def _function(self, action: Action) -> str:
         if isinstance(action, AddReplica):
             return action.function
-        process = self._fleet.agent.replicas.get(action.replica_id)
+        process = self._fleet.nodes.replicas.get(action.replica_id)
         return process.request.function if process is not None else ""
 
     def _act(self, action: Action, outcome: Outcome) -> None:

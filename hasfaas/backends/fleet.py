@@ -1,6 +1,6 @@
 """Keeps the replicas that each function should have: starts, replaces, sizes, drains and ends them.
 
-It stands between the router (who calls for replicas) and a node agent (who makes them). A function that a scaler governs
+It stands between the router (who calls for replicas) and the node agents (who make them). A function that a scaler governs
 has the replicas which that adds and retires. Of any other the wanted number is what an operator set, else the least of the
 function's `replicas`, else one from the first call on.
 """
@@ -21,6 +21,7 @@ from google.rpc import status_pb2
 
 from hasfaas.backends.bench import Bench
 from hasfaas.backends.member import Deployed, Member
+from hasfaas.backends.nodes import Nodes, Replica
 from hasfaas.backends.shown import device_views, replica_view
 from hasfaas.backends.starts import Starts, SupersededError, want_of
 from hasfaas.core.errors import (
@@ -35,7 +36,6 @@ from hasfaas.core.errors import (
 from hasfaas.core.signing import load_or_create_key, sign, verify
 from hasfaas.core.state import ReplicaState, move
 from hasfaas.executor.config import EXIT_DEVICE_FAILED
-from hasfaas.node.agent import NodeAgent, Replica
 from hasfaas.node.lanes import Want
 from hasfaas.serving.channel import ChannelEvents
 from hasfaas.serving.ports import DeviceView, FunctionRecord, ReplicaView, Sizing, Store
@@ -47,7 +47,7 @@ log = logging.getLogger("hasfaas.fleet")
 
 
 class Fleet:
-    """Control (serving/ports.py) over one node agent."""
+    """Control (serving/ports.py) over the nodes that there are."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Fleet:
         key_path: Path,
         start_timeout_s: float,
         drain_timeout_s: float,
-        make_agent: Callable[[Callable[[str, float], None], Callable[[Replica], None]], NodeAgent],
+        make_nodes: Callable[[Callable[[str, float], None], Callable[[Replica], None]], Nodes],
         observed: Callable[[FunctionRecord, Replica, Sequence[tuple[int, int]]], None] | None = None,
     ) -> None:
         """`observed` is told (batch, hold in nanoseconds) of what a replica has served, about once a second."""
@@ -73,15 +73,15 @@ class Fleet:
         self._governs: Callable[[FunctionRecord], bool] = lambda _record: False
         self._ask: Callable[[str], None] = lambda _name: None
         self.router = Router(max_queue=max_queue, demand=self.need, now_s=time.monotonic)
-        self.agent = make_agent(self._resized, self._exited)
+        self.nodes = make_nodes(self._resized, self._exited)
         self._starts = Starts(
-            store, self.agent, self.router, self._functions, self._members, start_timeout_s, self._events, self._retire
+            store, self.nodes, self.router, self._functions, self._members, start_timeout_s, self._events, self._retire
         )
 
     async def start(self) -> None:
-        """Starts the agent and takes over what the store remembers. Replicas start with the first call, or now where the
+        """Starts the nodes and takes over what the store remembers. Replicas start with the first call, or now where the
         function has a least number of them."""
-        await self.agent.start()
+        await self.nodes.start()
         for record in self._store.all():
             self._adopt(record)
             if record.spec.min_replicas:
@@ -93,7 +93,7 @@ class Fleet:
         await asyncio.gather(*(self._retire(member) for member in list(self._members.values())), return_exceptions=True)
         for task in list(self._tasks):
             task.cancel()
-        await self.agent.stop()
+        await self.nodes.stop()
 
     # -- Control -----------------------------------------------------------------------------------------------------
 
@@ -106,7 +106,7 @@ class Fleet:
     async def deploy(self, record: FunctionRecord, *, warm: bool) -> None:
         path = self._store.bundle_path(record.bundle_sha256)
         self.verify(path.read_bytes(), record.signature)
-        differences = await self.agent.check_bundle(record.python, record.packages, path)
+        differences = await self.nodes.check_bundle(record.python, record.packages, path)
         if differences:
             lines = "".join(f"\n  - {line}" for line in differences)
             raise IncompatibleError(f"{record.name} cannot be loaded by {record.python}:{lines}")
@@ -124,7 +124,7 @@ class Fleet:
             self._undo_deploy(deployed, before)
             raise
         await asyncio.gather(*(self._retire(member) for member in old))
-        self.agent.close_nurseries(record.name, keep_version=record.version)
+        self.nodes.close_nurseries(record.name, keep_version=record.version)
         self._ensure(record.name)
 
     def _undo_deploy(self, deployed: Deployed, before: FunctionRecord | None) -> None:
@@ -143,9 +143,9 @@ class Fleet:
         if deployed is not None:
             self._forget(name)
             for member in [m for m in self._members.values() if m.bench is not None and m.deployed is deployed]:
-                self.agent.kill(member.process.replica_id)
+                self.nodes.kill(member.process.replica_id)
             await asyncio.gather(*(self._retire(member) for member in list(deployed.members.values())))
-            self.agent.close_nurseries(name)
+            self.nodes.close_nurseries(name)
 
     async def scale(self, record: FunctionRecord, change: Sizing) -> float:
         deployed = self._functions[record.name]
@@ -165,15 +165,15 @@ class Fleet:
         if sizing.sized:
             self._lift_caps(live)
         if change.quota_percent is not None and kept:
-            self.agent.check_resizes({m.process.replica_id: change.quota_percent for m in kept})
+            self.nodes.check_resizes({m.process.replica_id: change.quota_percent for m in kept})
             for member in kept:
-                self.agent.resize(member.process.replica_id, change.quota_percent)
+                self.nodes.resize(member.process.replica_id, change.quota_percent)
                 member.want = attrs.evolve(member.want, quota_percent=change.quota_percent)
             await self._until_in_force(kept)
             applied_ms = (time.monotonic() - began_s) * 1000.0
         if change.lend is not None:
             for member in kept:
-                self.agent.lend(member.process.replica_id, change.lend)
+                self.nodes.lend(member.process.replica_id, change.lend)
                 member.want = attrs.evolve(member.want, lend=change.lend)
         before = deployed.record
         deployed.record = attrs.evolve(before, sizing=sizing)
@@ -198,7 +198,7 @@ class Fleet:
         if not self._governs(deployed.record):
             kept = [member for member in deployed.members.values() if member.live]
             for member in kept:
-                self.agent.unpin(member.process.replica_id)
+                self.nodes.unpin(member.process.replica_id)
                 member.want = attrs.evolve(member.want, quota_percent=None)
             await self._until_in_force(kept)
         self._ensure(record.name)
@@ -215,7 +215,7 @@ class Fleet:
         code without gates answers when its invocation ends."""
         give_up_s = time.monotonic() + 1.0
         while time.monotonic() < give_up_s:
-            if all(self.agent.in_force(m.process.replica_id) for m in members):
+            if all(self.nodes.in_force(m.process.replica_id) for m in members):
                 return
             await asyncio.sleep(0.0005)
 
@@ -225,10 +225,10 @@ class Fleet:
             return []
         benches = [m for m in self._members.values() if m.bench is not None and m.deployed is deployed]
         members = (*deployed.members.values(), *benches)
-        return [replica_view(self.agent, m) for m in members if m.process.replica_id in self.agent.replicas]
+        return [replica_view(self.nodes, m) for m in members if m.process.replica_id in self.nodes.replicas]
 
     def devices(self) -> Sequence[DeviceView]:
-        return device_views(self.agent)
+        return device_views(self.nodes)
 
     def logs(self, name: str) -> Sequence[tuple[str, Path]]:
         deployed = self._functions.get(name)
@@ -262,7 +262,7 @@ class Fleet:
         for member in [m for m in self._members.values() if m.bench is bench]:
             if member.live:
                 member.state = move(member.state, ReplicaState.DRAINING)
-            self.agent.kill(member.process.replica_id)
+            self.nodes.kill(member.process.replica_id)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(member.process.ended.wait(), 5.0)
 
@@ -272,7 +272,7 @@ class Fleet:
 
     def resize_bench(self, bench: Bench, quota_percent: float) -> None:
         """Another quota, in place, in force with its next run. PlacementError when the lane has not that much."""
-        self.agent.resize(bench.replica_id, quota_percent)
+        self.nodes.resize(bench.replica_id, quota_percent)
 
     # -- under a scaler ----------------------------------------------------------------------------------------------
 
@@ -316,10 +316,10 @@ class Fleet:
     def resize(self, replica_id: str, quota_percent: float, *, lend: bool) -> None:
         """Another quota, in place, and whether idle time is lent. PlacementError when its lane has not that much,
         NotFoundError for one that has gone."""
-        self.agent.resize(replica_id, quota_percent)
+        self.nodes.resize(replica_id, quota_percent)
         if (member := self._members.get(replica_id)) is not None:
             if member.want.lend != lend:
-                self.agent.lend(replica_id, lend)
+                self.nodes.lend(replica_id, lend)
             member.want = attrs.evolve(member.want, quota_percent=quota_percent, lend=lend)
 
     def rebatch(self, replica_id: str, batch: int) -> None:
@@ -425,7 +425,7 @@ class Fleet:
         else:
             member.state = move(member.state, ReplicaState.READY)
             member.deployed.started(time.monotonic() - member.process.asked_s)
-            quota = self.agent.quota_percent(member.process.replica_id)
+            quota = self.nodes.quota_percent(member.process.replica_id)
             self.router.attach(member.record.name, member.process.replica_id, member.channel, quota, member.batch)
             if not member.ready.done():
                 member.ready.set_result(None)
@@ -440,7 +440,7 @@ class Fleet:
     def channel_lost(self, member: Member) -> None:
         """The replica's socket closed: it died, or ended as told. What it held is settled once it is known how."""
         self.router.hold(member.process.replica_id)
-        self.agent.kill(member.process.replica_id)
+        self.nodes.kill(member.process.replica_id)
 
     def observed(self, member: Member, holds: Sequence[tuple[int, int]]) -> None:
         """What a replica's executions have held its lane."""
@@ -449,7 +449,7 @@ class Fleet:
     def _exited(self, process: Replica) -> None:
         name = process.request.function
         member = self._members.pop(process.replica_id, None)
-        how = "ended" if process.exit_code == 0 else f"died ({_cause(process.exit_code)})"
+        how = "ended" if process.exit_code == 0 else f"died ({process.lost or _cause(process.exit_code)})"
         self.router.detach(process.replica_id, how)
         if member is None:
             return
@@ -487,7 +487,7 @@ class Fleet:
         try:
             await asyncio.wait_for(member.process.ended.wait(), 5.0)
         except TimeoutError:
-            self.agent.kill(replica_id)
+            self.nodes.kill(replica_id)
 
     async def _resize_fleet(self, deployed: Deployed, count: int | None) -> None:
         if count is None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import attrs
 
 from hasfaas.backends.bench import Bench
+from hasfaas.backends.nodes import Replica
 from hasfaas.core.errors import HasFaasError
 from hasfaas.core.state import ReplicaState
-from hasfaas.node.agent import Replica
 from hasfaas.node.lanes import Want
 from hasfaas.serving.channel import ReplicaChannel
 from hasfaas.serving.ports import FunctionRecord

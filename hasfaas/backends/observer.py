@@ -1,4 +1,4 @@
-"""What a scaler sees, from the router's counters, the fleet and the node agent: one observation of everything."""
+"""What a scaler sees, from the router's counters, the fleet and the nodes: one observation of everything."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 from hasfaas.core.state import ReplicaState
 from hasfaas.devices.base import DeviceInfo, Health
 from hasfaas.executor.quota import Timing
-from hasfaas.node.agent import Replica
 from hasfaas.rapp import lane_law
 from hasfaas.scaling.journal import column
 from hasfaas.scaling.observation import Devices, FixedLanes, Functions, Life, Observation, Replicas
@@ -21,6 +20,7 @@ from hasfaas.serving.router import Counts
 if TYPE_CHECKING:
     from hasfaas.backends.fleet import Fleet
     from hasfaas.backends.member import Deployed
+    from hasfaas.backends.nodes import Replica
     from hasfaas.backends.profiles import Profiles
     from hasfaas.rapp.surface import Surface
 
@@ -87,8 +87,8 @@ class Observer:
         """Everything at `now_s`, on the clock of the fleet."""
         interval_s = self._tick_s if self._last_s is None else max(now_s - self._last_s, 1e-3)
         self._last_s = now_s
-        agent = self._fleet.agent
-        processes = list(agent.replicas.values())
+        nodes = self._fleet.nodes
+        processes = list(nodes.replicas.values())
         known = {deployed.record.name: deployed for deployed in self._fleet.functions()}
         # Replicas of deleted functions hold room until they have finished.
         left = sorted({process.request.function for process in processes} - set(known))
@@ -102,7 +102,7 @@ class Observer:
         ]
         functions += [self._deleted() for _ in left]
         self._forget(known, processes)
-        devices = list(agent.devices.values())
+        devices = list(nodes.devices.values())
         return Observation(
             now_s=now_s,
             interval_s=interval_s,
@@ -113,7 +113,7 @@ class Observer:
             ),
             replicas=Replicas(ids=tuple(process.replica_id for process in processes), **_columns(Replicas, replicas)),
             devices=Devices(
-                tuple(agent.devices),
+                tuple(nodes.devices),
                 column("units", [len(device.units) for device in devices]),
                 column("memory_bytes", [device.memory_bytes for device in devices]),
             ),
@@ -138,8 +138,8 @@ class Observer:
 
     def quota_percents(self) -> Mapping[str, float]:
         """The quota of every replica as it is now, also of those that an observation shows as giving way."""
-        agent = self._fleet.agent
-        return {replica_id: agent.seat(replica_id).quota_percent for replica_id in agent.replicas}
+        nodes = self._fleet.nodes
+        return {replica_id: nodes.seat(replica_id).quota_percent for replica_id in nodes.replicas}
 
     def _forget(self, known: Mapping[str, Deployed], processes: Sequence[Replica]) -> None:
         for name in set(self._seen) - set(known):
@@ -164,7 +164,7 @@ class Observer:
         before = seen.counts if counts.accepted >= seen.counts.accepted else Counts()
         seen.counts = counts
         latencies_ms = self._answered(deployed, seen, profiled[1] if profiled else None)
-        devices, conditions = self._fleet.agent.devices.values(), self._fleet.agent.conditions
+        devices, conditions = self._fleet.nodes.devices.values(), self._fleet.nodes.conditions
         kind = profiled[0] if profiled else None
         guess_s = max((device.cold_start_s for device in devices), default=0.0) or GUESSED_COLD_START_S
 
@@ -209,7 +209,7 @@ class Observer:
             "cold_start_s": GUESSED_COLD_START_S,
             "overhead_ms": 0.0,
             "by_hand": True,
-            "devices": [False] * len(self._fleet.agent.devices),
+            "devices": [False] * len(self._fleet.nodes.devices),
         }
 
     def _answered(self, deployed: Deployed, seen: _Seen, surface: Surface | None) -> tuple[float, ...]:
@@ -218,7 +218,7 @@ class Observer:
         latencies_ms = tuple(each.latency_ms for each in answered)
         alone = sorted(each.latency_ms for each in answered if each.alone)
         slices = [
-            (member.process.sm_percent, self._fleet.agent.quota_percent(member.process.replica_id) / 100.0)
+            (member.process.sm_percent, self._fleet.nodes.quota_percent(member.process.replica_id) / 100.0)
             for member in deployed.members.values()
             if member.state is ReplicaState.READY
         ]
@@ -237,7 +237,7 @@ class Observer:
     def _replica(
         self, process: Replica, names: Sequence[str], surfaces: Mapping[str, tuple[str, Surface] | None]
     ) -> Row:
-        agent, replica_id = self._fleet.agent, process.replica_id
+        nodes, replica_id = self._fleet.nodes, process.replica_id
         member = self._fleet.member(replica_id)
         name, cap = process.request.function, process.request.batch_cap
         life = Life.STARTING
@@ -245,16 +245,16 @@ class Observer:
             cap = member.batch
             # One that is being measured holds its room and serves nobody.
             life = Life.DRAINING if member.bench is not None else LIVES.get(member.state, Life.DRAINING)
-        seat = agent.seat(replica_id)
+        seat = nodes.seat(replica_id)
         quota_percent = seat.quota_percent
         if not seat.pinned and surfaces.get(name) is None:
             quota_percent = min(quota_percent, YIELDING_QUOTA_PERCENT)
-        used_ns = agent.usage(replica_id).used_ns
+        used_ns = nodes.usage(replica_id).used_ns
         before_ns = self._used_ns.get(replica_id, 0)
         self._used_ns[replica_id] = used_ns
         return {
             "function": names.index(name),
-            "device": list(agent.devices).index(process.device_id),
+            "device": list(nodes.devices).index(process.device_id),
             "lane": process.lane,
             "sm_percent": process.sm_percent,
             "quota_percent": quota_percent,

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from hasfaas.core.errors import ConflictError, HasFaasError, InvalidRequestError, NotFoundError, PlacementError
-from hasfaas.node.agent import Replica
 from hasfaas.node.lanes import Want, granted_units
 from hasfaas.serving.ports import (
     Figures,
@@ -38,6 +37,7 @@ from hasfaas.wire.frames import Measure, RawPayload
 if TYPE_CHECKING:
     from hasfaas.backends.bench import Bench
     from hasfaas.backends.fleet import Fleet
+    from hasfaas.backends.nodes import Replica
     from hasfaas.devices.base import DeviceInfo
     from hasfaas.rapp.online import Observation
     from hasfaas.rapp.profile import Profile
@@ -191,7 +191,7 @@ class Profiles:
 
     def observe(self, record: FunctionRecord, process: Replica, holds: Sequence[tuple[int, int]]) -> None:
         """(batch, hold in nanoseconds) of what a replica has served. Only noted here: `fold` makes something of it."""
-        info = self.fleet.agent.devices.get(process.device_id)
+        info = self.fleet.nodes.devices.get(process.device_id)
         if info is None:
             return
         known = self._entry(record, info)
@@ -237,9 +237,9 @@ class Profiles:
 
     def _of(self, record: FunctionRecord) -> list[_Known]:
         """What is known of this version, profiles only, by device; read from the store the first time."""
-        for device in self.fleet.agent.devices.values():
+        for device in self.fleet.nodes.devices.values():
             self._entry(record, device)
-        mine = (self._known[record.name, record.version, device_id] for device_id in sorted(self.fleet.agent.devices))
+        mine = (self._known[record.name, record.version, device_id] for device_id in sorted(self.fleet.nodes.devices))
         return [known for known in mine if known.shown.state != ProfileState().state]
 
     def _entry(self, record: FunctionRecord, info: DeviceInfo) -> _Known:
@@ -267,7 +267,7 @@ class Profiles:
 
     def _device(self, record: FunctionRecord, name: str) -> DeviceInfo:
         """The device meant, by id or kind; without a name the one where the function's replicas are, or would be."""
-        devices = self.fleet.agent.devices
+        devices = self.fleet.nodes.devices
         serving = [view.device_id for view in self.fleet.replicas(record.name)]
         wanted = [name] if name else [*serving[:1], record.spec.device]
         for one in wanted:

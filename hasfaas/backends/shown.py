@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hasfaas.backends.member import Member
+from hasfaas.backends.nodes import Nodes
 from hasfaas.devices.base import DeviceInfo
-from hasfaas.node.agent import NodeAgent
 from hasfaas.node.lanes import Lane
 from hasfaas.serving.ports import DeviceView, LaneView, ReplicaView
 
 
-def replica_view(agent: NodeAgent, member: Member) -> ReplicaView:
+def replica_view(nodes: Nodes, member: Member) -> ReplicaView:
     """One replica."""
     process = member.process
     return ReplicaView(
@@ -22,20 +22,20 @@ def replica_view(agent: NodeAgent, member: Member) -> ReplicaView:
         lane=process.lane,
         sm_asked_percent=member.want.sm_percent or process.sm_percent,
         sm_granted_percent=process.sm_percent,
-        quota_percent=agent.quota_percent(process.replica_id),
+        quota_percent=nodes.quota_percent(process.replica_id),
         memory_bytes=member.want.memory_bytes,
         pid=process.pid,
-        usage=agent.usage(process.replica_id),
+        usage=nodes.usage(process.replica_id),
         lends=member.want.lend,
         started=member.started,
     )
 
 
-def device_views(agent: NodeAgent) -> Sequence[DeviceView]:
+def device_views(nodes: Nodes) -> Sequence[DeviceView]:
     """All devices with their lanes."""
-    lanes = agent.lanes()
+    lanes = nodes.lanes()
     views = []
-    for device in agent.devices.values():
+    for device in nodes.devices.values():
         mine = [lane for lane in lanes if lane.device_id == device.device_id]
         units = len(device.units)
         views.append(
@@ -50,9 +50,9 @@ def device_views(agent: NodeAgent) -> Sequence[DeviceView]:
                     for x in sorted([*mine, *_empty(device, mine)], key=lambda lane: lane.lane)
                 ),
                 occupancy=sum(len(x.units) / units * x.quota_percent / 100.0 for x in mine),
-                health=agent.conditions[device.device_id].health.value,
-                why=agent.conditions[device.device_id].why,
-                cure=agent.conditions[device.device_id].cure,
+                health=nodes.conditions[device.device_id].health.value,
+                why=nodes.conditions[device.device_id].why,
+                cure=nodes.conditions[device.device_id].cure,
                 fixed_lanes=device.fixed_lanes is not None,
                 facts=device.facts,
             )

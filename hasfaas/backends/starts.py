@@ -9,10 +9,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from hasfaas.backends.bench import Bench
 from hasfaas.backends.member import Deployed, Member
+from hasfaas.backends.nodes import Nodes
 from hasfaas.core.errors import BackendError, ConflictError, HasFaasError, PlacementError
-from hasfaas.node.agent import NodeAgent, ReplicaRequest
+from hasfaas.node.agent import ReplicaRequest
 from hasfaas.node.lanes import Want, could_hold
-from hasfaas.serving.channel import ChannelEvents, ReplicaChannel
+from hasfaas.serving.channel import ChannelEvents
 from hasfaas.serving.ports import FunctionRecord, Store
 from hasfaas.serving.router import Router
 
@@ -32,7 +33,7 @@ class Starts:
     def __init__(
         self,
         store: Store,
-        agent: NodeAgent,
+        nodes: Nodes,
         router: Router,
         functions: Mapping[str, Deployed],
         members: dict[str, Member],
@@ -41,7 +42,7 @@ class Starts:
         retire: Callable[[Member], Awaitable[None]],
     ) -> None:
         self._store = store
-        self._agent = agent
+        self._nodes = nodes
         self._router = router
         self._functions = functions
         self._members = members
@@ -96,7 +97,7 @@ class Starts:
             try:
                 return await self._launch(deployed, want, record, bench)
             except PlacementError:
-                fits = could_hold(want, self._agent.devices.values())
+                fits = could_hold(want, self._nodes.devices.values())
                 idle = self._longest_idle(deployed if bench is None else None) if fits else None
                 if idle is None and bench is None and fits and any(m.bench for m in self._members.values()):
                     self.bench_left.clear()
@@ -117,7 +118,7 @@ class Starts:
             member.process.replica_id for _, _, member in self._idle(deployed)
         }
         staying = {m.process.replica_id: quota_percent for m in kept}
-        self._agent.check_room([want] * (count - len(kept)), leaving - set(staying), staying)
+        self._nodes.check_room([want] * (count - len(kept)), leaving - set(staying), staying)
 
     def _longest_idle(self, besides: Deployed | None) -> Member | None:
         candidates = self._idle(besides)
@@ -144,7 +145,7 @@ class Starts:
         bench: Bench | None = None,
         batch: int | None = None,
     ) -> Member:
-        process = await self._agent.add(
+        process = await self._nodes.add(
             ReplicaRequest(
                 function=record.name,
                 version=record.version,
@@ -167,11 +168,12 @@ class Starts:
         else:
             bench.replica_id, bench.sm_percent = process.replica_id, process.sm_percent
         deployed.logs = [*deployed.logs, (process.replica_id, process.log)][-KEPT_LOGS:]
-        member.channel = await ReplicaChannel.open(process.socket, self._events(member))
+        assert process.line is not None, "a replica that was forked can be reached"
+        member.channel = await process.line.open(self._events(member))
         try:
             await asyncio.wait_for(asyncio.shield(ready), self._start_timeout_s)
         except TimeoutError as exc:
-            self._agent.kill(process.replica_id)
+            self._nodes.kill(process.replica_id)
             ready.cancel()
             raise BackendError(
                 f"{record.name}: a replica was not ready after {self._start_timeout_s:g} s (start_timeout_s); "

@@ -16,6 +16,8 @@ from hasfaas.core.errors import AuthError
 from hasfaas.core.own_file import read_own
 
 KEY_BYTES = 32
+KEY_FILE = "signing.key"
+"""Where a state folder keeps the key."""
 # Domain separation: a tag made for a bundle is of no use anywhere else that this key may sign one day.
 _DOMAIN = b"hasfaas/bundle/v1\x00"
 _PROOF_DOMAIN = b"hasfaas/deploy/v1\x00"

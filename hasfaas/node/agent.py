@@ -1,32 +1,30 @@
-"""One machine's agent: owns its devices, lanes, token tables, zygotes and replica processes. This is its one door.
+"""One machine's agent: its devices, token tables, zygotes and replica processes. This is its one door.
 
-It acts on what it is told and reports what happened; whether a replica should exist is decided elsewhere. Seats are
-arithmetic in `lanes`; this file keeps them, and makes the token tables and processes agree with them.
+It acts on what it is told and reports what happened. Which replicas there are, and who sits where with what quota, is
+decided elsewhere (`Seats` keeps it): this makes the token tables and processes agree.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import os
 import signal
 import socket
-import time
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import attrs
 
 from hasfaas.core.allocation import MAX_LANES, PPM_PER_PERCENT, Usage
-from hasfaas.core.errors import NotFoundError, PlacementError
-from hasfaas.devices.base import Condition, DeviceInfo, DeviceSlice, Health, module_of
+from hasfaas.core.errors import NotFoundError
+from hasfaas.devices.base import Condition, DeviceInfo, DeviceSlice, module_of
 from hasfaas.executor.config import EXIT_START_FAILED, ReplicaConfig
 from hasfaas.executor.tokens import TokenTable
-from hasfaas.node import lanes as seating
 from hasfaas.node.kept import Kept
-from hasfaas.node.lanes import Lane, Seat, Want
+from hasfaas.node.lanes import Placement, Want
 from hasfaas.node.shm_files import shm_path, sweep_shm
 from hasfaas.node.zygotes import Environment, Zygote
 
@@ -56,28 +54,62 @@ class ReplicaRequest:
     batch_cap: int | None = None
 
 
-@attrs.define(eq=False)
-class Replica:
-    """A replica process and its seat, asked for at `asked_s`. `socket` is the gateway's end of its channel until somebody
-    takes it."""
+@attrs.frozen
+class Order:
+    """A new replica, by its name, and the seat that was found for it on a device of this machine."""
 
     replica_id: str
     request: ReplicaRequest
-    device_id: str
-    lane: int
-    sm_percent: float
+    seat: Placement
+
+
+@attrs.frozen
+class Launched:
+    """A process that was forked, still loading. `channel` is our end of its socket, and whoever gets this closes it."""
+
+    pid: int
+    log: Path
+    channel: socket.socket
+
+
+class AgentEvents(Protocol):
+    """What an agent tells its owner."""
+
+    def exited(self, replica_id: str, code: int | None) -> None:
+        """A replica's process has ended, and its slot is free; None where nobody knows how."""
+        ...
+
+    def condition(self, device_id: str, found: Condition) -> None:
+        """A device's health, whenever it was looked at."""
+        ...
+
+
+@attrs.define(eq=False)
+class _Process:
+    """A replica process in its slot."""
+
+    order: Order
     slot: int
     log: Path
-    socket: socket.socket
     pid: int = 0
     pidfd: int = -1
-    exit_code: int | None = None
-    asked_s: float = attrs.field(factory=time.monotonic)
     ended: asyncio.Event = attrs.field(factory=asyncio.Event)
+
+    @property
+    def replica_id(self) -> str:
+        return self.order.replica_id
+
+    @property
+    def device_id(self) -> str:
+        return self.order.seat.device_id
+
+    @property
+    def lane(self) -> int:
+        return self.order.seat.lane
 
 
 class NodeAgent:
-    """Starts, re-sizes and ends replicas on this machine's devices."""
+    """Starts, re-sizes and ends replicas on this machine's devices, in the seats that it is given."""
 
     def __init__(
         self,
@@ -90,12 +122,11 @@ class NodeAgent:
         quantum_ms: float,
         start_timeout_s: float,
         settings_json: str,
-        resized: Callable[[str, float], None],
-        exited: Callable[[Replica], None],
+        events: AgentEvents,
     ) -> None:
         self.devices = {device.device_id: device for device in devices}
         self._keepers = {device.device_id: Kept(module_of(device.kind).keeper(device)) for device in devices}
-        self.conditions = {device.device_id: Condition() for device in devices}
+        self._conditions = {device.device_id: Condition() for device in devices}
         self._log_dir = log_dir
         self._work_dir = work_dir
         self._key_path = key_path
@@ -103,15 +134,12 @@ class NodeAgent:
         self._quantum_ns = round(quantum_ms * 1e6)
         self._start_timeout_s = start_timeout_s
         self._settings_json = settings_json
-        self._on_resized = resized
-        self._on_exited = exited
-        self._lanes: dict[tuple[str, int], Lane] = {}
+        self._events = events
         self._tables: dict[str, TokenTable] = {}
         self._zygotes: dict[Environment, asyncio.Task[Zygote]] = {}
         self._nurseries: dict[tuple[str, str], asyncio.Task[Zygote]] = {}
-        self._ids = itertools.count(1)
         self._tasks: set[asyncio.Task[object]] = set()
-        self.replicas: dict[str, Replica] = {}
+        self._processes: dict[str, _Process] = {}
         # Replicas hold the reading end. Nobody writes: the end of file tells them that this agent has died.
         self._life_read, self._life_write = os.pipe2(os.O_CLOEXEC)
 
@@ -144,10 +172,10 @@ class NodeAgent:
 
     async def stop(self) -> None:
         """Kills what is left, ends the zygotes and removes the token tables."""
-        for replica in list(self.replicas.values()):
-            self.kill(replica.replica_id)
-        forked = [replica for replica in self.replicas.values() if replica.pid]
-        await asyncio.gather(*(asyncio.wait_for(r.ended.wait(), 5.0) for r in forked), return_exceptions=True)
+        for process in list(self._processes.values()):
+            self.kill(process.replica_id)
+        forked = [process for process in self._processes.values() if process.pid]
+        await asyncio.gather(*(asyncio.wait_for(p.ended.wait(), 5.0) for p in forked), return_exceptions=True)
         for task in [*self._nurseries.values(), *self._zygotes.values()]:
             if task.done() and not task.cancelled() and task.exception() is None:
                 task.result().close()
@@ -168,41 +196,38 @@ class NodeAgent:
         zygote = await self._zygote(Environment.of(python, packages))
         return await zygote.check(bundle)
 
-    async def add(self, request: ReplicaRequest) -> Replica:
-        """Seats and forks a replica; it is still loading when this returns.
+    async def launch(self, order: Order) -> Launched:
+        """Forks a replica in its seat; it is still loading when this returns.
 
-        Raises PlacementError when nothing has room, BackendError or IncompatibleError when its zygote cannot run.
+        Raises PlacementError when the device refuses the lane or has no slot left, BackendError or IncompatibleError when its
+        zygote cannot run.
         """
-        replica_id = f"{request.function}-{next(self._ids)}"
-        placed = self._place(replica_id, request.want, self.lanes())
-        device = self.devices[placed.device_id]
-        key = (placed.device_id, placed.lane)
-        lane = self._lanes.get(key) or Lane(placed.device_id, placed.lane, placed.units)
-        seat = Seat(replica_id, placed.quota_percent, placed.pinned, request.want.memory_bytes)
-        neighbours = self._with_resizes(lane, placed.resizes)
-        self._apply(placed.device_id, placed.resizes)
+        seat, request = order.seat, order.request
+        table = self._tables[seat.device_id]
+        slot = table.admit(seat.lane, ppm(seat.quota_percent), lend=request.want.lend)
+        log = self._log_dir / f"{order.replica_id}-{os.getpid()}.log"
+        process = self._processes[order.replica_id] = _Process(order, slot, log)
         try:
-            slot = self._tables[placed.device_id].admit(placed.lane, ppm(placed.quota_percent), lend=request.want.lend)
-        except PlacementError:
-            # Every slot of the table is taken; what the neighbours gave up is theirs again.
-            self._apply(placed.device_id, seating.changed(neighbours, lane.seats))
-            raise
-        self._lanes[key] = attrs.evolve(lane, seats=(*neighbours, seat))
-        ours, theirs = socket.socketpair()
-        log = self._log_dir / f"{replica_id}-{os.getpid()}.log"
-        replica = Replica(replica_id, request, placed.device_id, placed.lane, placed.sm_percent, slot, log, ours)
-        self.replicas[replica_id] = replica
-        kept = self._keepers[placed.device_id]
-        try:
-            await kept.open_lane(placed.lane, placed.units)
-            environment = await kept.environment(placed.lane, request.want.memory_bytes)
+            kept = self._keepers[seat.device_id]
+            await kept.open_lane(seat.lane, seat.units)
+            config = self._config(process, await kept.environment(seat.lane, request.want.memory_bytes))
+            ours, theirs = socket.socketpair()
+            with theirs:
+                try:
+                    await self._fork(process, config, theirs)
+                except BaseException:
+                    ours.close()
+                    raise
         except BaseException:
-            ours.close()
-            theirs.close()
-            self._vacate(replica)
+            self._vacate(process)
             raise
-        config = ReplicaConfig(
-            replica_id=replica_id,
+        return Launched(process.pid, log, ours)
+
+    def _config(self, process: _Process, environment: Mapping[str, str | None]) -> ReplicaConfig:
+        seat, request = process.order.seat, process.order.request
+        device = self.devices[seat.device_id]
+        return ReplicaConfig(
+            replica_id=process.replica_id,
             function=request.function,
             version=request.version,
             bundle_path=str(request.bundle_path),
@@ -212,127 +237,71 @@ class NodeAgent:
             part=DeviceSlice(
                 device_id=device.device_id,
                 kind=device.kind,
-                lane=placed.lane,
-                units=placed.units,
-                sm_percent=placed.sm_percent,
+                lane=seat.lane,
+                units=seat.units,
+                sm_percent=seat.sm_percent,
                 memory_bytes=request.want.memory_bytes,
                 options=device.options,
                 environment=environment,
             ),
-            token_path=str(_table_path(placed.device_id)),
-            slot=slot,
+            token_path=str(_table_path(seat.device_id)),
+            slot=process.slot,
             batch_max=request.batch_max,
             cold_start_s=device.cold_start_s,
             settings_json=self._settings_json,
             idempotent=request.idempotent,
         )
-        try:
-            await self._fork(replica, config, theirs)
-        except BaseException:
-            ours.close()
-            self._vacate(replica)
-            raise
-        finally:
-            theirs.close()
-        return replica
 
-    async def _fork(self, replica: Replica, config: ReplicaConfig, channel: socket.socket) -> None:
-        parent = await self._parent(replica.request, config)
-        log_fd = os.open(replica.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    async def _fork(self, process: _Process, config: ReplicaConfig, channel: socket.socket) -> None:
+        parent = await self._parent(process.order.request, config)
+        log_fd = os.open(process.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            replica.pid = await parent.fork(config, (channel.fileno(), self._life_read, log_fd))
+            process.pid = await parent.fork(config, (channel.fileno(), self._life_read, log_fd))
         finally:
             os.close(log_fd)
         try:
-            replica.pidfd = os.pidfd_open(replica.pid)
+            process.pidfd = os.pidfd_open(process.pid)
         except ProcessLookupError:
-            self._ended(replica, None)
+            # Told once whoever asked for it knows of it.
+            asyncio.get_running_loop().call_soon(self._ended, process, None)
             return
-        asyncio.get_running_loop().add_reader(replica.pidfd, self._process_ended, replica)
+        asyncio.get_running_loop().add_reader(process.pidfd, self._process_ended, process)
 
-    def resize(self, replica_id: str, quota_percent: float) -> None:
-        """Pins a replica's quota, in place. `in_force` says when its process has acted on it.
-
-        Raises PlacementError when the lane has not that much, NotFoundError for a replica that has gone.
-        """
-        lane = self._lane_of(replica_id)
-        seats = seating.resize(lane, replica_id, quota_percent)
-        self._apply(lane.device_id, seating.changed(lane.seats, seats))
-        self._lanes[lane.device_id, lane.lane] = attrs.evolve(lane, seats=seats)
-
-    def unpin(self, replica_id: str) -> None:
-        """Gives a replica the share of its lane that one gets which nobody sized; it keeps its quota where that is none."""
-        lane = self._lane_of(replica_id)
-        with contextlib.suppress(PlacementError):
-            seats = seating.unpin(lane, replica_id)
-            self._apply(lane.device_id, seating.changed(lane.seats, seats))
-            self._lanes[lane.device_id, lane.lane] = attrs.evolve(lane, seats=seats)
+    def set_quotas(self, quotas: Sequence[tuple[str, float]]) -> None:
+        """Gives replicas other quotas, in percent, in place and in this order. `in_force` says when a process has acted on
+        its own. One that has just gone is passed over: whoever asked is being told."""
+        for replica_id, quota_percent in quotas:
+            process = self._processes.get(replica_id)
+            if process is not None:
+                self._tables[process.device_id].resize(process.slot, ppm(quota_percent))
 
     def lend(self, replica_id: str, lend: bool) -> None:
         """Whether a replica runs on lane time that no other is entitled to."""
-        replica = self._replica(replica_id)
-        self._tables[replica.device_id].set_lend(replica.slot, lend)
+        process = self._process(replica_id)
+        self._tables[process.device_id].set_lend(process.slot, lend)
 
     def in_force(self, replica_id: str) -> bool:
         """Whether a replica has acted on its latest quota; one that has nothing to run need not, and one that has gone."""
-        replica = self.replicas.get(replica_id)
-        if replica is None:
-            return True
-        return self._tables[replica.device_id].in_force(replica.slot)
-
-    def check_resizes(self, quotas: dict[str, float]) -> None:
-        """Raises PlacementError unless all these quotas fit at once; changes nothing."""
-        trial = dict(self._lanes)
-        for replica_id, quota in quotas.items():
-            lane = self._lane_of(replica_id)
-            key = (lane.device_id, lane.lane)
-            seats = tuple(
-                attrs.evolve(s, quota_percent=quotas[s.replica_id], pinned=True) if s.replica_id in quotas else s
-                for s in trial[key].seats
-            )
-            trial[key] = attrs.evolve(
-                trial[key], seats=seating.resize(attrs.evolve(lane, seats=seats), replica_id, quota)
-            )
-
-    def check_room(self, wants: Sequence[Want], leaving: Collection[str], quotas: Mapping[str, float | None]) -> None:
-        """Raises PlacementError unless all these replicas would have room once those `leaving` have gone, with these quotas
-        of others (None: as they are); changes nothing."""
-        trial = {}
-        for key, lane in self._lanes.items():
-            seats = tuple(
-                seat
-                if (quota := quotas.get(seat.replica_id)) is None
-                else attrs.evolve(seat, quota_percent=quota, pinned=True)
-                for seat in lane.seats
-                if seat.replica_id not in leaving
-            )
-            if seats:
-                trial[key] = attrs.evolve(lane, seats=seats)
-        for number, want in enumerate(wants):
-            name = f"trial-{number}"
-            placed = self._place(name, want, tuple(trial.values()))
-            lane = trial.get((placed.device_id, placed.lane)) or Lane(placed.device_id, placed.lane, placed.units)
-            seat = Seat(name, placed.quota_percent, placed.pinned, want.memory_bytes)
-            seats = (*self._with_resizes(lane, placed.resizes), seat)
-            trial[placed.device_id, placed.lane] = attrs.evolve(lane, seats=seats)
+        process = self._processes.get(replica_id)
+        return process is None or self._tables[process.device_id].in_force(process.slot)
 
     def kill(self, replica_id: str) -> None:
         """SIGKILL, once its work on the device has been ended; now, where the device needs none of that. Harmless when it has
         gone."""
-        replica = self.replicas.get(replica_id)
-        if replica is None or replica.pidfd < 0:
+        process = self._processes.get(replica_id)
+        if process is None or process.pidfd < 0:
             return
-        kept = self._keepers[replica.device_id]
+        kept = self._keepers[process.device_id]
         if kept.acts:
-            self._spawn(self._end(kept, replica))
+            self._spawn(self._end(kept, process))
         else:
-            _kill(replica)
+            _kill(process)
 
-    async def _end(self, kept: Kept, replica: Replica) -> None:
+    async def _end(self, kept: Kept, process: _Process) -> None:
         try:
-            await kept.before_kill(replica.pid)
+            await kept.before_kill(process.pid)
         finally:
-            _kill(replica)
+            _kill(process)
 
     async def check(self) -> None:
         """Looks at the devices, about once a second: replicas that a fault has reached are killed, and until a device is
@@ -343,30 +312,19 @@ class NodeAgent:
         kept = self._keepers[device_id]
         if not kept.acts:
             return
-        before, found = self.conditions[device_id], await kept.check()
-        self.conditions[device_id] = found
+        before, found = self._conditions[device_id], await kept.check()
+        self._conditions[device_id] = found
+        self._events.condition(device_id, found)
         if (before.health, before.why) != (found.health, found.why):
             log.warning("%s is %s: %s. %s", device_id, found.health.value, found.why or "as before", found.cure)
-        for replica in list(self.replicas.values()):
-            if replica.device_id == device_id and (found.lanes is None or replica.lane in found.lanes):
-                self.kill(replica.replica_id)
+        for process in list(self._processes.values()):
+            if process.device_id == device_id and (found.lanes is None or process.lane in found.lanes):
+                self.kill(process.replica_id)
 
     def usage(self, replica_id: str) -> Usage:
-        """What a replica was granted and took so far."""
-        replica = self._replica(replica_id)
-        return self._tables[replica.device_id].usage(replica.slot)
-
-    def quota_percent(self, replica_id: str) -> float:
-        """A replica's quota as promised."""
-        return self.seat(replica_id).quota_percent
-
-    def seat(self, replica_id: str) -> Seat:
-        """A replica's place in its lane. NotFoundError for one that has gone."""
-        return next(s for s in self._lane_of(replica_id).seats if s.replica_id == replica_id)
-
-    def lanes(self) -> tuple[Lane, ...]:
-        """All lanes that somebody sits in."""
-        return tuple(self._lanes.values())
+        """What a replica was granted and took so far. NotFoundError for one that has gone."""
+        process = self._process(replica_id)
+        return self._tables[process.device_id].usage(process.slot)
 
     def sweep(self) -> None:
         """Removes what processes that died left in shared memory, once nobody can be about to open it."""
@@ -378,46 +336,6 @@ class NodeAgent:
             if path.stat().st_size > MAX_LOG_BYTES:
                 os.truncate(path, 0)
 
-    # -- inside ------------------------------------------------------------------------------------------------------
-
-    def _place(self, replica_id: str, want: Want, lanes: Sequence[Lane]) -> seating.Placement:
-        out = {n: c for n, c in self.conditions.items() if c.health is not Health.READY}
-        why = "; ".join(f"{name} is {c.health.value} ({c.why}; {c.cure or 'wait'})" for name, c in out.items())
-        ready = [device for name, device in self.devices.items() if name not in out]
-        if out and not any(want.device in ("auto", device.kind, device.device_id) for device in ready):
-            raise PlacementError(f"no room for a replica of device {want.device}: {why}")
-        try:
-            return seating.place(replica_id, want, ready, lanes)
-        except PlacementError as exc:
-            if not out:
-                raise
-            raise PlacementError(f"{exc}; {why}", reason=exc.reason) from exc
-
-    def _spawn(self, work: Coroutine[object, object, object]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def _replica(self, replica_id: str) -> Replica:
-        if replica_id not in self.replicas:
-            raise NotFoundError(f"replica {replica_id!r} has gone", reason="REPLICA_NOT_FOUND")
-        return self.replicas[replica_id]
-
-    def _lane_of(self, replica_id: str) -> Lane:
-        replica = self._replica(replica_id)
-        return self._lanes[replica.device_id, replica.lane]
-
-    def _with_resizes(self, lane: Lane, resizes: Sequence[tuple[str, float]]) -> tuple[Seat, ...]:
-        quotas = dict(resizes)
-        return tuple(
-            attrs.evolve(s, quota_percent=quotas[s.replica_id]) if s.replica_id in quotas else s for s in lane.seats
-        )
-
-    def _apply(self, device_id: str, resizes: Sequence[tuple[str, float]]) -> None:
-        for replica_id, quota_percent in resizes:
-            self._tables[device_id].resize(self.replicas[replica_id].slot, ppm(quota_percent))
-            self._on_resized(replica_id, quota_percent)
-
     def close_nurseries(self, function: str, *, keep_version: str | None = None) -> None:
         """Ends the parents of a function's replicas, but for those of one version. Replicas go on without them."""
         for name, version in list(self._nurseries):
@@ -427,6 +345,18 @@ class NodeAgent:
                     task.result().close()
                 else:
                     task.cancel()
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[object, object, object]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _process(self, replica_id: str) -> _Process:
+        if replica_id not in self._processes:
+            raise NotFoundError(f"replica {replica_id!r} has gone", reason="REPLICA_NOT_FOUND")
+        return self._processes[replica_id]
 
     async def _parent(self, request: ReplicaRequest, config: ReplicaConfig) -> Zygote:
         """What the replica forks from: its zygote, or, with `share_init`, a child of that which has run `__init__`."""
@@ -451,55 +381,48 @@ class NodeAgent:
         return await asyncio.shield(task)
 
     def _zygote_reports(self, pid: int, code: int) -> None:
-        for replica in list(self.replicas.values()):
-            if replica.pid == pid:
-                self._ended(replica, code)
+        for process in list(self._processes.values()):
+            if process.pid == pid:
+                self._ended(process, code)
 
-    def _process_ended(self, replica: Replica) -> None:
+    def _process_ended(self, process: _Process) -> None:
         """The kernel says so. The exit code comes from the zygote, unless that has died."""
-        asyncio.get_running_loop().remove_reader(replica.pidfd)
-        asyncio.get_running_loop().call_later(0.2, self._ended, replica, None)
+        asyncio.get_running_loop().remove_reader(process.pidfd)
+        asyncio.get_running_loop().call_later(0.2, self._ended, process, None)
 
-    def _ended(self, replica: Replica, code: int | None) -> None:
-        if replica.ended.is_set():
+    def _ended(self, process: _Process, code: int | None) -> None:
+        if process.ended.is_set():
             return
-        replica.exit_code = code
-        if replica.pidfd >= 0:
-            asyncio.get_running_loop().remove_reader(replica.pidfd)
-            os.close(replica.pidfd)
-            replica.pidfd = -1
-        self._end_group(replica)
-        self._vacate(replica)
-        replica.ended.set()
-        self._on_exited(replica)
+        if process.pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(process.pidfd)
+            os.close(process.pidfd)
+            process.pidfd = -1
+        self._end_group(process)
+        self._vacate(process)
+        process.ended.set()
+        self._events.exited(process.replica_id, code)
         if code not in (0, EXIT_START_FAILED):
-            self._spawn(self._check(replica.device_id))
+            self._spawn(self._check(process.device_id))
 
-    def _end_group(self, replica: Replica) -> None:
+    def _end_group(self, process: _Process) -> None:
         """Processes that the user's code started would go on in a lane that is no longer theirs."""
         try:
-            os.killpg(replica.pid, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)
         except ProcessLookupError:
             return  # there are none
 
-    def _vacate(self, replica: Replica) -> None:
-        del self.replicas[replica.replica_id]
-        self._tables[replica.device_id].free(replica.slot)
-        key = (replica.device_id, replica.lane)
-        lane = self._lanes[key]
-        seats = seating.leave(lane, replica.replica_id)
-        if seats:
-            self._lanes[key] = attrs.evolve(lane, seats=seats)
-            self._apply(replica.device_id, seating.changed(lane.seats, seats))
-        else:
-            del self._lanes[key]
-            self._spawn(self._keepers[replica.device_id].close_lane(replica.lane))
+    def _vacate(self, process: _Process) -> None:
+        del self._processes[process.replica_id]
+        device_id, lane = process.device_id, process.lane
+        self._tables[device_id].free(process.slot)
+        if not any((other.device_id, other.lane) == (device_id, lane) for other in self._processes.values()):
+            self._spawn(self._keepers[device_id].close_lane(lane))
 
 
-def _kill(replica: Replica) -> None:
-    if replica.pidfd >= 0:
+def _kill(process: _Process) -> None:
+    if process.pidfd >= 0:
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(replica.pidfd, signal.SIGKILL)
+            signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
 
 
 def _usable(task: asyncio.Task[Zygote] | None) -> asyncio.Task[Zygote] | None:

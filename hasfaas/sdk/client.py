@@ -20,7 +20,7 @@ import grpc
 from hasfaas.core.errors import AuthError, FunctionError, HasFaasError, NotFoundError, UnavailableError
 from hasfaas.core.lease import host
 from hasfaas.core.settings import Settings, handed_over
-from hasfaas.core.signing import load_or_create_key, prove, sign
+from hasfaas.core.signing import KEY_FILE, load_or_create_key, prove, sign
 from hasfaas.core.spec import FunctionSpec
 from hasfaas.core.tokens import SCOPE
 from hasfaas.sdk.backends import Backend, Endpoint, find_backend
@@ -35,7 +35,6 @@ from hasfaas.wire.payload import Payload
 from hasfaas.wire.v1 import functions_pb2 as pb
 
 T = TypeVar("T")
-KEY_FILE = "signing.key"
 FIRST_RETRY_S = 0.05
 LONGEST_RETRY_S = 1.0
 

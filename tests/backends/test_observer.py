@@ -98,9 +98,9 @@ def test_device_time_is_that_since_the_last_look() -> None:
     fleet = MemoryFleet(record())
     fleet.seat("a")
     seen = observer(fleet)
-    fleet.agent.used_ns["a"] = 250_000_000
+    fleet.nodes.used_ns["a"] = 250_000_000
     assert seen.observe(1.0).replicas.used_s.tolist() == [0.25]
-    fleet.agent.used_ns["a"] = 400_000_000
+    fleet.nodes.used_ns["a"] = 400_000_000
     assert seen.observe(2.0).replicas.used_s.tolist() == [pytest.approx(0.15)]
 
 
@@ -117,7 +117,7 @@ def test_a_cold_start_is_guessed_until_there_was_one() -> None:
     assert observer(fleet).observe(1.0).functions.cold_start_s.tolist() == [2.0]
     fleet.known["app.f"].cold_start_s = 0.7
     assert observer(fleet).observe(1.0).functions.cold_start_s.tolist() == [0.7]
-    fleet.agent.devices = {"cpu0": fleet.agent.devices["cpu0"]}
+    fleet.nodes.devices = {"cpu0": fleet.nodes.devices["cpu0"]}
     fleet.known["app.f"].cold_start_s = 0.0
     assert observer(fleet).observe(1.0).functions.cold_start_s.tolist() == [GUESSED_COLD_START_S]
 
@@ -174,7 +174,7 @@ def test_a_device_that_is_not_ready_is_nobodys() -> None:
     fleet = MemoryFleet(record("app.any"))
     watch = observer(fleet)
     assert watch.observe(1.0).functions.devices.tolist() == [[True, True]]
-    fleet.agent.conditions["sim0"] = Condition(Health.RECOVERING, "a fault")
+    fleet.nodes.conditions["sim0"] = Condition(Health.RECOVERING, "a fault")
     assert watch.observe(2.0).functions.devices.tolist() == [[False, True]]
 
 
@@ -182,9 +182,9 @@ def test_lanes_that_were_cut_in_advance_are_rows_of_their_device() -> None:
     fleet = MemoryFleet(record())
     free = observer(fleet).observe(1.0)
     assert len(free.fixed_lanes) == 0
-    _, second = fleet.agent.devices
-    info = fleet.agent.devices[second]
+    _, second = fleet.nodes.devices
+    info = fleet.nodes.devices[second]
     cut = (info.units[:1], info.units[1:3])
-    fleet.agent.devices[second] = attrs.evolve(info, fixed_lanes=cut)
+    fleet.nodes.devices[second] = attrs.evolve(info, fixed_lanes=cut)
     fixed = observer(fleet).observe(1.0).fixed_lanes
     assert (fixed.device.tolist(), fixed.lane.tolist(), fixed.units.tolist()) == ([1, 1], [0, 1], [1, len(cut[1])])

@@ -162,7 +162,7 @@ def test_without_a_profile_nothing_is_imported_observed_or_written(tmp_path: Pat
 
 def test_what_is_explained_is_what_was_seen_expected_and_done(tmp_path: Path) -> None:
     fleet = a_fleet()
-    fleet.agent.replicas["a"].sm_percent = 100.0
+    fleet.nodes.replicas["a"].sm_percent = 100.0
     policy = Scripted([(), (Resize("a", 44.0, "more comes"), Resize("a", 400.0, "far more comes"))])
     loop = loop_of(fleet, tmp_path, policy)
     asyncio.run(loop.tick())

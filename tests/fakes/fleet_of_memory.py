@@ -1,4 +1,4 @@
-"""A fleet with its agent and router made of memory: it keeps what it is told, and starts no process."""
+"""A fleet with its nodes and router made of memory: it keeps what it is told, and starts no process."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def record(name: str = "app.f", *, sizing: Sizing = UNSIZED, kind: Kind = Kind.F
 
 @attrs.define(eq=False)
 class MemoryProcess:
-    """What an agent keeps of a replica."""
+    """What nodes keep of a replica."""
 
     replica_id: str
     request: Any
@@ -77,7 +77,7 @@ class MemoryRequest:
     batch_cap: int | None = None
 
 
-class MemoryAgent:
+class MemoryNodes:
     """Replicas with their seats and usage, by id."""
 
     def __init__(self) -> None:
@@ -126,7 +126,7 @@ class MemoryFleet:
     """What it was told stands in `told`; `full` makes the next start find no room, some time after it was asked for."""
 
     def __init__(self, *records: FunctionRecord) -> None:
-        self.agent = MemoryAgent()
+        self.nodes = MemoryNodes()
         self.router = MemoryRouter()
         self.known = {each.name: MemoryDeployed(each) for each in records}
         self.told: list[tuple[Any, ...]] = []
@@ -150,8 +150,8 @@ class MemoryFleet:
         state = options.pop("state", ReplicaState.READY)
         bench = options.pop("bench", None)
         process = MemoryProcess(replica_id, request, **options)
-        self.agent.replicas[replica_id] = process
-        self.agent.seats[replica_id] = Seat(replica_id, quota, pinned, 2**30)
+        self.nodes.replicas[replica_id] = process
+        self.nodes.seats[replica_id] = Seat(replica_id, quota, pinned, 2**30)
         if not member:
             return None
         made = MemoryMember(process, state, request.batch_cap, bench)
@@ -197,7 +197,7 @@ class MemoryFleet:
         self.told.append(("rescue", name))
 
     def _known(self, replica_id: str) -> None:
-        if replica_id not in self.agent.replicas:
+        if replica_id not in self.nodes.replicas:
             raise NotFoundError(f"replica {replica_id!r} has gone", reason="REPLICA_NOT_FOUND")
 
 

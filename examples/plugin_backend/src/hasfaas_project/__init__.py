@@ -15,9 +15,8 @@ from pathlib import Path
 import attrs
 
 from hasfaas.core.settings import Settings
-from hasfaas.core.signing import load_or_create_key
+from hasfaas.core.signing import KEY_FILE, load_or_create_key
 from hasfaas.sdk.backends import Backend, Endpoint, find_backend
-from hasfaas.sdk.client import KEY_FILE
 
 __all__ = ["ProjectBackend"]
 
