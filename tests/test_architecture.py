@@ -74,10 +74,14 @@ ROOMS = {
     "backends": Room(
         "core wire devices executor serving node rapp scaling",
         third="attrs grpc google numpy",
-        special_lazy={"certificates.py": "cryptography"},
+        special_lazy={"authority.py": "cryptography"},
     ),
     "backends.local": Room("core wire serving node backends", third="attrs grpc"),
-    "backends.cluster": Room("core backends", third="attrs"),
+    "backends.cluster": Room(
+        "core wire devices serving node backends",
+        third="attrs cattrs fsspec",
+        special_lazy=dict.fromkeys(("actors.py", "ray_cluster.py"), "ray"),
+    ),
     "sdk": Room("core wire", third="attrs numpy cloudpickle grpc google platformdirs"),
     "": Room("core wire sdk", third="attrs"),
     # Suites for others and for our own tests: what users import, and no room of a server. Nothing imports them.

@@ -19,7 +19,8 @@ class Endpoint:
     `trusted` means that a client may rebuild pickled results that come from it: it runs as this user on this machine, or the
     user's own configuration names the authority of its certificate. With `same_host` it shares memory with its clients, and
     `frames` is the unix socket where it also takes calls by frames. `roots` are the certificates (PEM) of which one must have
-    signed its own; without any the line is plain. `token_file` holds the token to be shown with each RPC.
+    signed its own, and `server_name` is the name in that, where it is not the address's; without roots the line is plain.
+    `token_file` holds the token to be shown with each RPC.
     """
 
     address: str
@@ -28,6 +29,7 @@ class Endpoint:
     frames: Path | None = None
     roots: bytes | None = attrs.field(default=None, repr=False)
     token_file: Path | None = None
+    server_name: str | None = None
 
 
 class Backend(Protocol):

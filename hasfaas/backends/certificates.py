@@ -1,30 +1,26 @@
-"""A private certificate authority, and the certificates that it gives to gateways. All lifetimes are short, and renewing one
-asks nothing of the clients, which keep the authority's."""
+"""The certificates that a gateway on a network, and the processes of a cluster, have from a private authority.
+
+A cluster's carry fixed names, not hosts, since nodes come and go: whoever connects checks the name of what it wants.
+"""
 
 from __future__ import annotations
 
 import datetime
-import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from hasfaas.core.errors import AuthError, BackendError, InvalidRequestError
-from hasfaas.core.own_file import read_own, write_own
+from hasfaas.backends.authority import AUTHORITY_CERT, Wanted, issue
+from hasfaas.core.errors import InvalidRequestError
 
-if TYPE_CHECKING:
-    from cryptography import x509
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-AUTHORITY_DAYS = 365
-SERVER_DAYS = 90
-AUTHORITY_CERT, AUTHORITY_KEY = "ca.pem", "ca.key"
 SERVER_CERT, SERVER_KEY = "server.pem", "server.key"
-# Clocks of two machines differ: what begins now must not begin in a client's future.
-SKEW = datetime.timedelta(minutes=10)
-MOST_BYTES = 1 << 20
+GATEWAY_CERT, GATEWAY_KEY = "gateway.pem", "gateway.key"
+NODE_CERT, NODE_KEY = "node.pem", "node.key"
+GATEWAY_NAME = "gateway.hasfaas.internal"
+"""The name in the certificate of a cluster's gateway, whichever node it runs on: clients check it, and node agents too."""
+NODE_NAME = "node.hasfaas.internal"
+"""The name in the certificate of a cluster's node agents: the gateway checks it."""
 
 
 @attrs.frozen
@@ -56,160 +52,48 @@ def make(folder: Path, hosts: Sequence[str], now: datetime.datetime) -> Made:
     Raises BackendError without the package `cryptography`, InvalidRequestError for a host that cannot be, AuthError for an
     authority that others can read or that ends before the new certificate would.
     """
-    _require()
-    alternatives = [_alternative(host) for host in hosts]
-    if not alternatives:
+    if not hosts:
         raise InvalidRequestError("a certificate is made for at least one name; give --host NAME")
-    renewed = (folder / AUTHORITY_KEY).exists()
-    cert, key = _authority(folder, now) if renewed else _new_authority(folder, now)
-    server_ends = now + datetime.timedelta(days=SERVER_DAYS)
-    if server_ends > cert.not_valid_after_utc:
-        raise AuthError(
-            f"the authority in {folder} ends on {cert.not_valid_after_utc:%Y-%m-%d}, before a new certificate would: make "
-            "another in a new folder with --out, and give its ca.pem to the clients",
-            reason="CERTIFICATE_EXPIRED",
-        )
-    _new_server(folder, cert, key, alternatives, now, server_ends)
-    return Made(folder, tuple(hosts), cert.not_valid_after_utc, server_ends, renewed)
+    server = Wanted(SERVER_CERT, SERVER_KEY, "hasfaas gateway", tuple(hosts))
+    issued = issue(folder, [server], now, cure="make another in a new folder with --out")
+    return Made(folder, tuple(hosts), issued.authority_ends, issued.ends, issued.renewed)
 
 
-def _require() -> None:
-    try:
-        import cryptography  # noqa: F401
-    except ImportError as exc:
-        raise BackendError(
-            "certificates are made with the package cryptography, which is not installed: pip install 'hasfaas[network]'",
-            reason="CRYPTOGRAPHY_NOT_INSTALLED",
-        ) from exc
+@attrs.frozen
+class ClusterCertificates:
+    """What lies in a cluster's folder now, and when it ends. `renewed` means that the authority was there already."""
+
+    folder: Path
+    authority_ends: datetime.datetime
+    ends: datetime.datetime
+    renewed: bool
+
+    @property
+    def ca_file(self) -> Path:
+        return self.folder / AUTHORITY_CERT
+
+    @property
+    def gateway_cert_file(self) -> Path:
+        return self.folder / GATEWAY_CERT
+
+    @property
+    def gateway_key_file(self) -> Path:
+        return self.folder / GATEWAY_KEY
+
+    @property
+    def node_cert_file(self) -> Path:
+        return self.folder / NODE_CERT
+
+    @property
+    def node_key_file(self) -> Path:
+        return self.folder / NODE_KEY
 
 
-def _alternative(host: str) -> x509.GeneralName:
-    from cryptography import x509
-
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        pass
-    try:
-        if not host or any(character.isspace() or character in "/:@" for character in host):
-            raise ValueError("not a name")
-        return x509.DNSName(host)
-    except ValueError as exc:
-        raise InvalidRequestError(f"host={host!r}: give a name or an address, without a port") from exc
-
-
-def _new_authority(folder: Path, now: datetime.datetime) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = _name("hasfaas private authority")
-    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    cert = (
-        _builder(name, name, key.public_key(), now, now + datetime.timedelta(days=AUTHORITY_DAYS))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
-        .add_extension(identifier, critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    _write(folder, AUTHORITY_KEY, AUTHORITY_CERT, key, cert)
-    return cert, key
-
-
-def _authority(folder: Path, now: datetime.datetime) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    from cryptography import x509
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    pem = read_own(folder / AUTHORITY_KEY, "the authority's key", "make another with --out", most_bytes=MOST_BYTES)
-    try:
-        key = serialization.load_pem_private_key(pem, password=None)
-        cert = x509.load_pem_x509_certificate((folder / AUTHORITY_CERT).read_bytes())
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != cert.public_key():
-            raise ValueError("key and certificate do not belong together")
-    except (OSError, ValueError, TypeError) as exc:
-        raise InvalidRequestError(
-            f"the authority in {folder} cannot be used ({exc}): make another in a new folder with --out"
-        ) from exc
-    return cert, key
-
-
-def _new_server(
-    folder: Path,
-    authority: x509.Certificate,
-    signer: ec.EllipticCurvePrivateKey,
-    alternatives: Sequence[x509.GeneralName],
-    now: datetime.datetime,
-    ends: datetime.datetime,
-) -> None:
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
-    cert = (
-        _builder(_name("hasfaas gateway"), authority.subject, key.public_key(), now, ends)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(digital_signature=True), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-        .add_extension(issuer, critical=False)
-        .sign(signer, hashes.SHA256())
-    )
-    _write(folder, SERVER_KEY, SERVER_CERT, key, cert)
-
-
-def _name(common: str) -> x509.Name:
-    from cryptography import x509
-
-    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common)])
-
-
-def _builder(
-    subject: x509.Name,
-    issuer: x509.Name,
-    public_key: ec.EllipticCurvePublicKey,
-    now: datetime.datetime,
-    ends: datetime.datetime,
-) -> x509.CertificateBuilder:
-    from cryptography import x509
-
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(public_key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - SKEW)
-        .not_valid_after(ends)
-    )
-
-
-def _usage(**given: bool) -> x509.KeyUsage:
-    from cryptography import x509
-
-    names = (
-        "digital_signature",
-        "content_commitment",
-        "key_encipherment",
-        "data_encipherment",
-        "key_agreement",
-        "key_cert_sign",
-        "crl_sign",
-        "encipher_only",
-        "decipher_only",
-    )
-    chosen: dict[str, Any] = dict.fromkeys(names, False) | given
-    return x509.KeyUsage(**chosen)
-
-
-def _write(
-    folder: Path, key_name: str, cert_name: str, key: ec.EllipticCurvePrivateKey, cert: x509.Certificate
-) -> None:
-    from cryptography.hazmat.primitives import serialization
-
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    write_own(folder / key_name, pem)
-    write_own(folder / cert_name, cert.public_bytes(serialization.Encoding.PEM), mode=0o644)
+def make_cluster(folder: Path, now: datetime.datetime) -> ClusterCertificates:
+    """Makes an authority in `folder` unless one is there, and with it new certificates: of the gateway, which serves clients
+    and calls node agents, and of node agents, which are only called. Raises as `make` does."""
+    gateway = Wanted(GATEWAY_CERT, GATEWAY_KEY, "hasfaas gateway", (GATEWAY_NAME, "localhost"), calls=True)
+    node = Wanted(NODE_CERT, NODE_KEY, "hasfaas node agent", (NODE_NAME,))
+    cure = "take ca.pem and ca.key out of that folder, start the cluster anew, which makes others"
+    issued = issue(folder, [gateway, node], now, cure=cure)
+    return ClusterCertificates(folder, issued.authority_ends, issued.ends, issued.renewed)

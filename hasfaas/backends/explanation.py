@@ -13,6 +13,7 @@ from hasfaas.backends.actuator import Outcome
 from hasfaas.backends.observer import Recent
 from hasfaas.rapp import lane_law
 from hasfaas.scaling.decision import Decision
+from hasfaas.scaling.device_choice import Choice
 from hasfaas.scaling.frontier import Shape
 from hasfaas.scaling.journal import ACTIONS, column
 from hasfaas.scaling.observation import Life, Observation
@@ -31,9 +32,10 @@ def explanation(
     recent: Recent,
     quota_percents: Mapping[str, float],
     now_s: float,
+    choice: Choice | None = None,
 ) -> dict[str, Any]:
     """The keys beside those that need no tick. `latest` is the last tick, `outcomes` are oldest first, `quota_percents` are
-    those of now by replica; times are told as seconds ago."""
+    those of now by replica; times are told as seconds ago. `choice` is the type of device, where there was one to choose."""
     observation, decision = latest
     if record.name not in observation.functions.names:
         return {}
@@ -55,6 +57,7 @@ def explanation(
         "predicted": _predicted(observation, row, observed["rps"] if level_rps is None else level_rps),
         "replicas": _replicas(observation, row),
         "occupancy": _occupancy(observation, row),
+        "device_type": None if choice is None else attrs.asdict(choice),
         "actions": [_action(outcome, now_s) for outcome in reversed(outcomes)],
     }
 

@@ -21,7 +21,7 @@ from google.rpc import status_pb2
 
 from hasfaas.backends.bench import Bench
 from hasfaas.backends.member import Deployed, Member
-from hasfaas.backends.nodes import Nodes, Replica
+from hasfaas.backends.nodes import NodeLostError, Nodes, Replica
 from hasfaas.backends.shown import device_views, replica_view
 from hasfaas.backends.starts import Starts, SupersededError, want_of
 from hasfaas.core.errors import (
@@ -74,6 +74,7 @@ class Fleet:
         self._ask: Callable[[str], None] = lambda _name: None
         self.router = Router(max_queue=max_queue, demand=self.need, now_s=time.monotonic)
         self.nodes = make_nodes(self._resized, self._exited)
+        self.nodes.on_join = self._look_again
         self._starts = Starts(
             store, self.nodes, self.router, self._functions, self._members, start_timeout_s, self._events, self._retire
         )
@@ -230,6 +231,10 @@ class Fleet:
     def devices(self) -> Sequence[DeviceView]:
         return device_views(self.nodes)
 
+    async def bring_logs(self, name: str) -> None:
+        deployed = self._functions.get(name)
+        await self.nodes.bring_logs([replica_id for replica_id, _ in deployed.logs] if deployed else [])
+
     def logs(self, name: str) -> Sequence[tuple[str, Path]]:
         deployed = self._functions.get(name)
         return list(deployed.logs) if deployed else []
@@ -303,7 +308,7 @@ class Fleet:
         name = deployed.record.name
         try:
             await start
-        except (PlacementError, SupersededError) as exc:
+        except (PlacementError, SupersededError, NodeLostError) as exc:
             # The scaler sees at its next tick what there is; calls that wait do not wait for it to find another place.
             refused(str(exc))
             self.rescue(name)
@@ -392,12 +397,40 @@ class Fleet:
         name = deployed.record.name
         try:
             await start
-        except SupersededError:
+        except (SupersededError, NodeLostError):
             self._ensure(name)
         except HasFaasError as exc:
             log.warning("%s: no replica: %s", name, exc)
-            if not deployed.serves():
+            if not deployed.serves() and not self._waits_for_room(deployed, exc):
                 self.router.fail_waiting(name, exc)
+
+    def _waits_for_room(self, deployed: Deployed, why: HasFaasError) -> bool:
+        """Whether the calls of a function that has no room may wait for nodes that are yet to come."""
+        now_s = time.monotonic()
+        if not isinstance(why, PlacementError):
+            deployed.short_since_s = None
+            return False
+        if deployed.short_since_s is None:
+            deployed.short_since_s = now_s
+        return now_s - deployed.short_since_s < self.nodes.patience_s(want_of(deployed.record))
+
+    def tend(self) -> None:
+        """About once a second: who waits for room tries again, and the nodes are told for what there is none."""
+        short = [d for name, d in self._functions.items() if d.short_since_s is not None and self.lacks(name)]
+        for deployed in self._functions.values():
+            if deployed not in short and not deployed.starting:
+                deployed.short_since_s = None
+        self.nodes.lacks([want_of(deployed.record) for deployed in short])
+        for deployed in short:
+            self.rescue(deployed.record.name)
+
+    def _look_again(self) -> None:
+        """There are more devices: who waits, and who wants a least number of replicas, may have them now."""
+        for deployed in list(self._functions.values()):
+            name = deployed.record.name
+            if deployed.record.spec.min_replicas or deployed.wanted:
+                self._ensure(name)
+            self.rescue(name)
 
     async def _warm(self, deployed: Deployed) -> None:
         """At least one ready replica of the current version, or what keeps it from starting."""
@@ -462,10 +495,9 @@ class Fleet:
             member.bench.died(how)
             self._starts.bench_left.set()
         if not member.ready.done():
-            tail = _tail(process.log)
-            member.ready.set_exception(
-                BackendError(f"{name}: a replica {how} while it was starting; the end of its log:\n{tail}")
-            )
+            told = f"{name}: a replica {how} while it was starting"
+            dead = BackendError(f"{told}; the end of its log:\n{_tail(process.log)}")
+            member.ready.set_exception(NodeLostError(told) if process.lost else dead)
         elif not expected and member.bench is None:
             log.warning("%s: replica %s %s; starting another", name, process.replica_id, how)
             self._ensure(name)

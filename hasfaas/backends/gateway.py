@@ -97,6 +97,10 @@ class Gateway:
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # its stubs lack aio
         self._stop = asyncio.Event()
 
+    def stop(self) -> None:
+        """Ends it: calls that were accepted first."""
+        self._stop.set()
+
     async def run(self, ready: Callable[[], None]) -> None:
         """Serves until told to stop, or, embedded, until nobody has used it for `linger_s`."""
         loop = asyncio.get_running_loop()
@@ -175,6 +179,7 @@ class Gateway:
         while True:
             await asyncio.sleep(1.0)
             await self._fleet.nodes.check()
+            self._fleet.tend()
             await self._profiles.fold()
             idle_s = time.monotonic() - self._service.intake.last_used_s
             busy = self._service.intake.clients or self._fleet.router.outstanding

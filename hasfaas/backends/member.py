@@ -55,6 +55,8 @@ class Deployed:
     failure: HasFaasError | None = None
     retry_at_s: float = 0.0
     cold_start_s: float = 0.0
+    # Since when its calls have waited for room that more nodes may bring; None while they do not.
+    short_since_s: float | None = None
     logs: list[tuple[str, Path]] = attrs.field(factory=list)
 
     def serves(self) -> bool:

@@ -17,12 +17,19 @@ from typing import Protocol
 import attrs
 
 from hasfaas.core.allocation import Usage
-from hasfaas.core.errors import BackendError, NotFoundError
+from hasfaas.core.errors import BackendError, NotFoundError, UnavailableError
 from hasfaas.devices.base import Condition, DeviceInfo
 from hasfaas.node.agent import Order, ReplicaRequest
 from hasfaas.node.lanes import Lane, Seat, Want
 from hasfaas.node.seats import Changes, Seats
 from hasfaas.serving.channel import ChannelEvents, ReplicaChannel
+
+
+class NodeLostError(UnavailableError):
+    """The node was lost on which something was to be done: another may do it."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why, reason="NODE_LOST")
 
 
 class Line(Protocol):
@@ -72,6 +79,10 @@ class NodeDoor(Protocol):
 
     def close_nurseries(self, function: str, *, keep_version: str | None = None) -> None: ...
 
+    async def bring_logs(self) -> None:
+        """What replicas have printed so far is in their files when this returns. Raises UnavailableError."""
+        ...
+
     async def check(self) -> None:
         """Looks at the devices, and tidies up; about once a second."""
         ...
@@ -105,6 +116,8 @@ class Nodes(ABC):
         self._doors: dict[str, NodeDoor] = {}
         self._on_resized = resized
         self._on_exited = exited
+        self.on_join: Callable[[], None] = lambda: None
+        """Called whenever there are more devices."""
         self._ids = itertools.count(1)
 
     @abstractmethod
@@ -114,6 +127,14 @@ class Nodes(ABC):
     @abstractmethod
     async def stop(self) -> None:
         """Ends every replica, and what else was started."""
+
+    @abstractmethod
+    def patience_s(self, want: Want) -> float:
+        """How long calls may wait for room that is not there, since more nodes may come; 0 where none will."""
+
+    @abstractmethod
+    def lacks(self, wants: Sequence[Want]) -> None:
+        """Told about once a second for what there is no room: nothing, for the most part."""
 
     @property
     def devices(self) -> Mapping[str, DeviceInfo]:
@@ -129,6 +150,7 @@ class Nodes(ABC):
         """An agent is ready to act, on these devices, which are empty."""
         self.seats.open(devices)
         self._doors.update({device.device_id: door for device in devices})
+        self.on_join()
 
     def part(self, door: NodeDoor, why: str) -> None:
         """An agent is lost: its devices go, and whatever ran there has ended, for us."""
@@ -169,7 +191,9 @@ class Nodes(ABC):
                 self._vacate(replica)
             raise
         if replica.ended.is_set():
-            raise BackendError(f"{request.function}: {replica.lost or 'a replica ended'} as it was started")
+            if replica.lost:
+                raise NodeLostError(replica.lost)
+            raise BackendError(f"{request.function}: a replica ended as it was started")
         replica.pid, replica.log, replica.line = born.pid, born.log, born.line
         return replica
 
@@ -228,6 +252,11 @@ class Nodes(ABC):
         """Ends the parents of a function's replicas, but for those of one version. Replicas go on without them."""
         for door in dict.fromkeys(self._doors.values()):
             door.close_nurseries(function, keep_version=keep_version)
+
+    async def bring_logs(self, replica_ids: Collection[str]) -> None:
+        """What these have printed so far is in their files when this returns, but of those whose node does not answer."""
+        doors = {self._doors[r.device_id] for r in self.replicas.values() if r.replica_id in replica_ids}
+        await asyncio.gather(*(door.bring_logs() for door in doors), return_exceptions=True)
 
     async def check(self) -> None:
         """Looks at the devices of every node, about once a second."""

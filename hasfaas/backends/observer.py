@@ -10,9 +10,10 @@ import attrs
 import numpy as np
 
 from hasfaas.core.state import ReplicaState
-from hasfaas.devices.base import DeviceInfo, Health
+from hasfaas.devices.base import DeviceInfo, Health, device_type
 from hasfaas.executor.quota import Timing
 from hasfaas.rapp import lane_law
+from hasfaas.scaling.device_offers import Offer, Offers
 from hasfaas.scaling.journal import column
 from hasfaas.scaling.observation import Devices, FixedLanes, Functions, Life, Observation, Replicas
 from hasfaas.serving.router import Counts
@@ -82,18 +83,26 @@ class Observer:
         self._last_s: float | None = None
         self._seen: dict[str, _Seen] = {}
         self._used_ns: dict[str, int] = {}
+        # At the last look: the types of device that there was a choice of, that of each device, and each one's number.
+        self.offers = Offers()
+        self._type_of: tuple[str, ...] = ()
+        self._numbers: dict[str, int] = {}
 
     def observe(self, now_s: float) -> Observation:
-        """Everything at `now_s`, on the clock of the fleet."""
+        """Everything at `now_s`, on the clock of the fleet. Of a function that has profiles on several types of device it
+        shows the first; `offers` has them all."""
         interval_s = self._tick_s if self._last_s is None else max(now_s - self._last_s, 1e-3)
         self._last_s = now_s
         nodes = self._fleet.nodes
+        devices = list(nodes.devices.values())
+        self._type_of = tuple(device_type(device) for device in devices)
+        self._numbers = {name: number for number, name in enumerate(dict.fromkeys(self._type_of))}
         processes = list(nodes.replicas.values())
         known = {deployed.record.name: deployed for deployed in self._fleet.functions()}
         # Replicas of deleted functions hold room until they have finished.
         left = sorted({process.request.function for process in processes} - set(known))
         names = (*known, *left)
-        surfaces = {name: self._surface(deployed) for name, deployed in known.items()}
+        surfaces = {name: self._surfaces(deployed) for name, deployed in known.items()}
         replicas = [self._replica(process, names, surfaces) for process in processes]
         held = {name: sum(row["in_flight"] for row in replicas if names[row["function"]] == name) for name in names}
         functions = [
@@ -102,13 +111,14 @@ class Observer:
         ]
         functions += [self._deleted() for _ in left]
         self._forget(known, processes)
-        devices = list(nodes.devices.values())
+        self.offers = self._offers(known, surfaces)
+        homes = list(dict.fromkeys(device.node for device in devices))
         return Observation(
             now_s=now_s,
             interval_s=interval_s,
             functions=Functions(
                 names=names,
-                surfaces=tuple(found[1] if (found := surfaces.get(name)) else None for name in names),
+                surfaces=tuple(next(iter(surfaces.get(name, {}).values()), None) for name in names),
                 **_columns(Functions, functions, width=len(devices)),
             ),
             replicas=Replicas(ids=tuple(process.replica_id for process in processes), **_columns(Replicas, replicas)),
@@ -116,6 +126,8 @@ class Observer:
                 tuple(nodes.devices),
                 column("units", [len(device.units) for device in devices]),
                 column("memory_bytes", [device.memory_bytes for device in devices]),
+                column("node", [homes.index(device.node) for device in devices]),
+                column("type", [self._numbers[name] for name in self._type_of]),
             ),
             timing=self._timing,
             fixed_lanes=_fixed_lanes(devices),
@@ -149,12 +161,36 @@ class Observer:
 
     # -- functions -----------------------------------------------------------------------------------------------------
 
-    def _surface(self, deployed: Deployed) -> tuple[str, Surface] | None:
-        return None if deployed.record.kind.streams else self._profiles.surface(deployed.record)
+    def _surfaces(self, deployed: Deployed) -> Mapping[str, Surface]:
+        return {} if deployed.record.kind.streams else self._profiles.surfaces(deployed.record)
 
-    def _function(
-        self, deployed: Deployed, profiled: tuple[str, Surface] | None, now_s: float, interval_s: float
-    ) -> Row:
+    def _allowed(self, deployed: Deployed, of_type: str | None) -> list[bool]:
+        """The devices that a function may use now, those of one type or of any [device]."""
+        wanted, conditions = deployed.record.spec.device, self._fleet.nodes.conditions
+        return [
+            wanted in ("auto", device.kind, device.device_id)
+            and of_type in (None, its_type)
+            and conditions[device.device_id].health is Health.READY
+            for device, its_type in zip(self._fleet.nodes.devices.values(), self._type_of, strict=True)
+        ]
+
+    def _offers(self, known: Mapping[str, Deployed], surfaces: Mapping[str, Mapping[str, Surface]]) -> Offers:
+        offered = {
+            name: tuple(
+                Offer(self._numbers[one], surface, column("devices", self._allowed(known[name], one)))
+                for one, surface in found.items()
+            )
+            for name, found in surfaces.items()
+            if len(found) > 1
+        }
+        if not offered:
+            return Offers()
+        prices: dict[str, float] = {}
+        for device, its_type in zip(self._fleet.nodes.devices.values(), self._type_of, strict=True):
+            prices[its_type] = min(device.price, prices.get(its_type, device.price))
+        return Offers(tuple(prices), tuple(prices.values()), offered)
+
+    def _function(self, deployed: Deployed, surfaces: Mapping[str, Surface], now_s: float, interval_s: float) -> Row:
         record, spec, router = deployed.record, deployed.record.spec, self._fleet.router
         counts = attrs.evolve(router.counts(record.name))
         # What came before the first look is nobody's load of this second.
@@ -163,9 +199,8 @@ class Observer:
         # A function that was deleted and deployed anew counts from nothing.
         before = seen.counts if counts.accepted >= seen.counts.accepted else Counts()
         seen.counts = counts
-        latencies_ms = self._answered(deployed, seen, profiled[1] if profiled else None)
-        devices, conditions = self._fleet.nodes.devices.values(), self._fleet.nodes.conditions
-        kind = profiled[0] if profiled else None
+        latencies_ms = self._answered(deployed, seen, surfaces)
+        devices, first_type = self._fleet.nodes.devices.values(), next(iter(surfaces), None)
         guess_s = max((device.cold_start_s for device in devices), default=0.0) or GUESSED_COLD_START_S
 
         def grown(*fields: str) -> int:
@@ -191,12 +226,8 @@ class Observer:
             "cold_start_s": deployed.cold_start_s or guess_s,
             "overhead_ms": seen.overhead_ms,
             "by_hand": record.sizing.sized,
-            "devices": [
-                spec.device in ("auto", device.kind, device.device_id)
-                and kind in (None, device.kind)
-                and conditions[device.device_id].health is Health.READY
-                for device in devices
-            ],
+            "devices": self._allowed(deployed, first_type),
+            "device_type": self._numbers.get(first_type or "", -1),
         }
 
     def _deleted(self) -> Row:
@@ -210,22 +241,27 @@ class Observer:
             "overhead_ms": 0.0,
             "by_hand": True,
             "devices": [False] * len(self._fleet.nodes.devices),
+            "device_type": -1,
         }
 
-    def _answered(self, deployed: Deployed, seen: _Seen, surface: Surface | None) -> tuple[float, ...]:
+    def _answered(self, deployed: Deployed, seen: _Seen, surfaces: Mapping[str, Surface]) -> tuple[float, ...]:
         """The latencies in ms since the last time; takes over what they tell of the time outside the lane."""
         answered = self._fleet.router.answered(deployed.record.name)
         latencies_ms = tuple(each.latency_ms for each in answered)
         alone = sorted(each.latency_ms for each in answered if each.alone)
+        nodes = self._fleet.nodes
         slices = [
-            (member.process.sm_percent, self._fleet.nodes.quota_percent(member.process.replica_id) / 100.0)
+            (surface, member.process.sm_percent, nodes.quota_percent(member.process.replica_id) / 100.0)
             for member in deployed.members.values()
             if member.state is ReplicaState.READY
+            and (device := nodes.devices.get(member.process.device_id)) is not None
+            and (surface := surfaces.get(device_type(device))) is not None
         ]
-        if not alone or not slices or surface is None:
+        if not alone or not slices:
             return latencies_ms
         lane_ms = min(
-            float(lane_law.idle_ms(surface.hold(1, sm_percent), quota, self._timing)) for sm_percent, quota in slices
+            float(lane_law.idle_ms(surface.hold(1, sm_percent), quota, self._timing))
+            for surface, sm_percent, quota in slices
         )
         sample_ms = max(0.0, alone[int(QUICK_SHARE * len(alone))] - lane_ms)
         before_ms = seen.overhead_ms
@@ -234,9 +270,7 @@ class Observer:
 
     # -- replicas ------------------------------------------------------------------------------------------------------
 
-    def _replica(
-        self, process: Replica, names: Sequence[str], surfaces: Mapping[str, tuple[str, Surface] | None]
-    ) -> Row:
+    def _replica(self, process: Replica, names: Sequence[str], surfaces: Mapping[str, Mapping[str, Surface]]) -> Row:
         nodes, replica_id = self._fleet.nodes, process.replica_id
         member = self._fleet.member(replica_id)
         name, cap = process.request.function, process.request.batch_cap
@@ -247,7 +281,7 @@ class Observer:
             life = Life.DRAINING if member.bench is not None else LIVES.get(member.state, Life.DRAINING)
         seat = nodes.seat(replica_id)
         quota_percent = seat.quota_percent
-        if not seat.pinned and surfaces.get(name) is None:
+        if not seat.pinned and not surfaces.get(name):
             quota_percent = min(quota_percent, YIELDING_QUOTA_PERCENT)
         used_ns = nodes.usage(replica_id).used_ns
         before_ns = self._used_ns.get(replica_id, 0)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from hasfaas.core.errors import ConflictError, HasFaasError, InvalidRequestError, NotFoundError, PlacementError
+from hasfaas.devices.base import DeviceInfo, device_type
 from hasfaas.node.lanes import Want, granted_units
 from hasfaas.serving.ports import (
     Figures,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from hasfaas.backends.bench import Bench
     from hasfaas.backends.fleet import Fleet
     from hasfaas.backends.nodes import Replica
-    from hasfaas.devices.base import DeviceInfo
     from hasfaas.rapp.online import Observation
     from hasfaas.rapp.profile import Profile
     from hasfaas.rapp.surface import Surface
@@ -70,7 +70,8 @@ Key = tuple[str, str, str]
 
 @attrs.define(eq=False)
 class _Known:
-    """What is known of one version on one device. `profile` is rebuilt from its JSON when it is first needed."""
+    """What is known of one version on one type of device, by one device of it. `profile` is rebuilt from its JSON when it is
+    first needed."""
 
     record: FunctionRecord
     device: DeviceInfo
@@ -123,26 +124,30 @@ class Profiles:
         known = self._of(record)
         return known[0].shown if known else ProfileState()
 
-    def surface(self, record: FunctionRecord) -> tuple[str, Surface] | None:
-        """The kind of device and the surface that served batches have corrected, of the first device that has a profile; the
-        same object as last time unless it has moved by more than 2 % somewhere. None for a function without a profile."""
+    def surfaces(self, record: FunctionRecord) -> dict[str, Surface]:
+        """By type of device that is here, the surface that served batches have corrected; the same object as last time unless
+        it has moved by more than 2 % somewhere. Of devices of a kind that have no model, the first that has a profile tells
+        for all. Empty for a function without a profile."""
+        found: dict[str, Surface] = {}
         for known in self._of(record):
-            profile = _loaded(known)
-            if profile is not None:
-                key = (record.name, record.version, known.device.device_id)
-                profiled, surface = self._surfaces.get(key, (None, None))
-                if surface is None or profiled is not profile:
-                    fresh = profile.current()
-                    surface = fresh if surface is None or _moved(surface, fresh) else surface
-                    self._surfaces[key] = (profile, surface)
-                return known.device.kind, surface
-        return None
+            profile, name = _loaded(known), device_type(known.device)
+            if profile is None or name in found:
+                continue
+            key = (record.name, record.version, _place(known.device))
+            profiled, surface = self._surfaces.get(key, (None, None))
+            if surface is None or profiled is not profile:
+                fresh = profile.current()
+                surface = fresh if surface is None or _moved(surface, fresh) else surface
+                self._surfaces[key] = (profile, surface)
+            found[name] = surface
+        return found
 
     def get(self, record: FunctionRecord, device: str) -> str:
         """The profile as JSON. NotFoundError for a device that is not here, and where there is none (UNPROFILED)."""
         if device:
             self._device(record, device)
-        found = [k for k in self._of(record) if device in ("", k.device.device_id, k.device.kind)]
+        meant = {_place(info) for info in self.fleet.nodes.devices.values() if device in ("", *_names(info))}
+        found = [known for known in self._of(record) if _place(known.device) in meant]
         if not found:
             where = f" on {device}" if device else ""
             raise NotFoundError(
@@ -236,17 +241,19 @@ class Profiles:
     # -- inside ------------------------------------------------------------------------------------------------------
 
     def _of(self, record: FunctionRecord) -> list[_Known]:
-        """What is known of this version, profiles only, by device; read from the store the first time."""
-        for device in self.fleet.nodes.devices.values():
-            self._entry(record, device)
-        mine = (self._known[record.name, record.version, device_id] for device_id in sorted(self.fleet.nodes.devices))
-        return [known for known in mine if known.shown.state != ProfileState().state]
+        """What is known of this version on the devices that are here, profiles only, once for each type; read from the store
+        the first time."""
+        devices = [info for _, info in sorted(self.fleet.nodes.devices.items())]
+        mine = {_place(info): self._entry(record, info) for info in devices}
+        return [known for known in mine.values() if known.shown.state != ProfileState().state]
 
     def _entry(self, record: FunctionRecord, info: DeviceInfo) -> _Known:
-        key = (record.name, record.version, info.device_id)
+        key = (record.name, record.version, _place(info))
         if key not in self._known:
             known = self._known[key] = _Known(record, info)
-            known.text = self._store.profiles(record.name, record.version).get(info.device_id, "")
+            kept = self._store.profiles(record.name, record.version)
+            # Profiles were once kept by device alone.
+            known.text = kept.get(_place(info), kept.get(info.device_id, ""))
             known.shown = _shown_of_text(known.text)
         return self._known[key]
 
@@ -262,22 +269,32 @@ class Profiles:
 
     def _save(self, known: _Known) -> None:
         text = _text(known)
-        self._store.put_profile(known.record.name, known.record.version, known.device.device_id, text)
+        self._store.put_profile(known.record.name, known.record.version, _place(known.device), text)
         known.dirty, known.saved_s = False, time.monotonic()
 
     def _device(self, record: FunctionRecord, name: str) -> DeviceInfo:
-        """The device meant, by id or kind; without a name the one where the function's replicas are, or would be."""
+        """The device meant, by id, kind or model; without a name the one where the function's replicas are, or would be."""
         devices = self.fleet.nodes.devices
         serving = [view.device_id for view in self.fleet.replicas(record.name)]
         wanted = [name] if name else [*serving[:1], record.spec.device]
         for one in wanted:
             for info in devices.values():
-                if one in ("auto", info.device_id, info.kind):
+                if one in ("auto", *_names(info)):
                     return info
         known = ", ".join(f"{info.device_id} ({info.kind})" for info in devices.values()) or "none"
         raise NotFoundError(
             f"device {name or record.spec.device!r} is not here; devices: {known}", reason="DEVICE_NOT_FOUND"
         )
+
+
+def _place(info: DeviceInfo) -> str:
+    """What a profile is kept by: the type of its device, or the device itself, where nobody knows what it is like."""
+    return device_type(info) if info.model else info.device_id
+
+
+def _names(info: DeviceInfo) -> tuple[str, ...]:
+    """What a person may call a device by."""
+    return (info.device_id, info.kind, *((info.model, device_type(info)) if info.model else ()))
 
 
 class _Run:

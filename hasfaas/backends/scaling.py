@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from hasfaas.backends.observer import Observer
     from hasfaas.backends.profiles import Profiles
     from hasfaas.scaling.decision import Decision
+    from hasfaas.scaling.device_choice import DeviceChoice
+    from hasfaas.scaling.device_offers import Offers
     from hasfaas.scaling.observation import Observation
     from hasfaas.scaling.policy import Policy
+    from hasfaas.scaling.settings import ScalerSettings
 
 log = logging.getLogger("hasfaas.scaling")
 # Two ticks are at least so far apart, however urgent a call is: counts of a shorter time say little about a rate.
@@ -63,6 +66,7 @@ class ScalingLoop:
         self._make_policy = make_policy or (lambda: hybrid(settings))
         self._urgent = asyncio.Event()
         self._observer: Observer | None = None
+        self._choice: DeviceChoice | None = None
         self._actuator: Actuator | None = None
         self._log: DecisionLog | None = None
         self._watches: set[asyncio.Future[None]] = set()
@@ -141,8 +145,8 @@ class ScalingLoop:
             self._open()
         assert self._observer is not None and self._actuator is not None and self._log is not None
         now_s = self._last_s = time.monotonic()
-        observation = self._observer.observe(now_s)
-        decision = await asyncio.to_thread(self._log.decide, observation)
+        seen = self._observer.observe(now_s)
+        observation, decision = await asyncio.to_thread(self._decided, seen, self._observer.offers)
         outcomes = self._actuator.apply(decision, now_s)
         watch = asyncio.ensure_future(self._actuator.in_force(outcomes))
         self._watches.add(watch)
@@ -156,14 +160,24 @@ class ScalingLoop:
         await asyncio.to_thread(self._log.write, observation, decision, refused)
         return min(max(decision.next_tick_s, now_s + LEAST_INTERVAL_S), now_s + 60.0)
 
+    def _decided(self, seen: Observation, offers: Offers) -> tuple[Observation, Decision]:
+        """What the policy is shown, and what it makes of it."""
+        assert self._choice is not None and self._log is not None
+        observation = self._choice.shown(seen, offers)
+        decision = self._log.decide(observation)
+        self._choice.heed(observation.functions.names, decision)
+        return observation, decision
+
     def _open(self) -> None:
         from hasfaas.backends.actuator import Actuator
         from hasfaas.backends.decision_log import DecisionLog
         from hasfaas.backends.observer import Observer
         from hasfaas.executor.quota import Timing
+        from hasfaas.scaling.device_choice import DeviceChoice
 
         timing = Timing(round(self._window_ms * 1e6), round(self._quantum_ms * 1e6))
         self._observer = Observer(self._fleet, self._profiles, timing, self._settings.tick_s)
+        self._choice = DeviceChoice(_scaler_settings(self._settings))
         self._actuator = Actuator(self._fleet, lend=self._settings.pooling)
         self._log = DecisionLog(
             self._folder,
@@ -195,7 +209,8 @@ class ScalingLoop:
             now_s = time.monotonic()
             recent = self._observer.recent(record.name, now_s)
             outcomes = list(self._outcomes.get(record.name, ()))
-            found |= explanation(record, self._latest, outcomes, recent, self._observer.quota_percents(), now_s)
+            quotas, choice = self._observer.quota_percents(), self._choice.of(record.name) if self._choice else None
+            found |= explanation(record, self._latest, outcomes, recent, quotas, now_s, choice)
         return json.dumps(found, allow_nan=False)
 
     def _where(self) -> str:
@@ -208,7 +223,7 @@ class ScalingLoop:
 def _import_arithmetic() -> None:
     """Numpy and the scaler take a tenth of a second to import: not on the event loop."""
     from hasfaas.backends import actuator, decision_log, explanation, observer  # noqa: F401
-    from hasfaas.scaling import scaler  # noqa: F401
+    from hasfaas.scaling import device_choice, scaler  # noqa: F401
 
 
 def hybrid(settings: ScalingSettings) -> tuple[Policy, Mapping[str, Any]]:
@@ -216,9 +231,15 @@ def hybrid(settings: ScalingSettings) -> tuple[Policy, Mapping[str, Any]]:
     import attrs
 
     from hasfaas.scaling.scaler import HybridScaler
+
+    made = _scaler_settings(settings)
+    return HybridScaler(made), attrs.asdict(made)
+
+
+def _scaler_settings(settings: ScalingSettings) -> ScalerSettings:
     from hasfaas.scaling.settings import ScalerSettings
 
-    made = ScalerSettings(
+    return ScalerSettings(
         tick_s=settings.tick_s,
         keep_alive_s=settings.keep_alive_s,
         quota_calm_s=settings.quota_calm_s,
@@ -226,4 +247,3 @@ def hybrid(settings: ScalingSettings) -> tuple[Policy, Mapping[str, Any]]:
         vertical=settings.vertical,
         pooling=settings.pooling,
     )
-    return HybridScaler(made), attrs.asdict(made)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from hasfaas.backends.bench import Bench
 from hasfaas.backends.member import Deployed, Member
-from hasfaas.backends.nodes import Nodes
+from hasfaas.backends.nodes import NodeLostError, Nodes
 from hasfaas.core.errors import BackendError, ConflictError, HasFaasError, PlacementError
 from hasfaas.node.agent import ReplicaRequest
 from hasfaas.node.lanes import Want, could_hold
@@ -69,6 +69,8 @@ class Starts:
             member = await launch
             deployed.failure, deployed.failures = None, 0
             return member
+        except NodeLostError:
+            raise  # no fault of the function's, and no reason to wait
         except Exception as cause:
             if not self.is_current(deployed, record):
                 why = f"{record.name}: deployed anew, or deleted, while a replica was starting"
@@ -158,6 +160,8 @@ class Starts:
                 share_init=record.spec.share_init,
                 idempotent=record.spec.idempotent,
                 batch_cap=batch,
+                env=record.spec.env,
+                secrets=record.spec.secrets,
             )
         )
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -69,6 +69,10 @@ class Place:
         """The error for a value that this key cannot take."""
         return InvalidRequestError(f"{dotted(self.path)}={value!r}{self._from}: {cure}", reason="BAD_OPTION")
 
+    def refuse_unshown(self, cure: str) -> InvalidRequestError:
+        """As `refuse`, for a value that may be a secret."""
+        return InvalidRequestError(f"{dotted(self.path)}{self._from}: {cure}", reason="BAD_OPTION")
+
     def unknown(self, schema: Schema, hint: str = "") -> InvalidRequestError:
         """The error for this key, which `schema`, the table that it stands in, does not have."""
         name = self.path[-1]
@@ -129,7 +133,7 @@ def read_table(schema: Schema, place: Place, table: object) -> Leaves:
     table = _meaning(place, table)
     if not isinstance(table, Mapping):
         cure = 'give a table for each function, such as [functions."app.fn"]'
-        raise place.refuse(table, cure if ANY in schema else "give a table of keys")
+        raise place.refuse(table, cure if place.path == ("functions",) else "give a table of keys")
     leaves: Leaves = {}
     for name, value in table.items():
         here = place.inside(str(name))

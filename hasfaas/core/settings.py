@@ -25,7 +25,7 @@ AUTO = "auto"
 DEVICE_KINDS = ("cpu", "sim", "cuda")
 _OWN_KEYS: Mapping[str, tuple[str, ...]] = {
     "cpu": ("cores",),
-    "sim": ("sms", "cold_start_s", "profile", "lanes"),
+    "sim": ("sms", "cold_start_s", "profile", "lanes", "model"),
     "cuda": ("gpu", "partitions", "lanes", "protocol"),
 }
 PARTITIONS = ("auto", "static", "percentage", "none")
@@ -86,6 +86,10 @@ class DeviceSettings:
     spoken to. `lanes` are the SM percents of lanes cut in advance. `options` are those of a kind that a package or a file of
     one's own adds. `id` names the device for a function's `device=` option; the devices of a `count` above 1 are `id0`,
     `id1` and so on.
+
+    `model` names the type of a sim device, such as "v100": all devices of one model share their profiles. `price` is what an
+    hour of one device costs beside that of others. `node` is the node of a cluster that the table is for: without it, it is for
+    each.
     """
 
     kind: str = attrs.field(
@@ -111,6 +115,17 @@ class DeviceSettings:
     lanes: tuple[float, ...] | None = attrs.field(default=None, validator=keys.optional(Reader(_read_lanes)))
     options: Mapping[str, object] | None = attrs.field(
         default=None, validator=keys.optional(Reader(_read_options)), hash=False
+    )
+    model: str | None = attrs.field(
+        default=None,
+        validator=keys.optional(keys.text('give a name, such as "v100"', r"[A-Za-z0-9]([A-Za-z0-9 ._-]*[A-Za-z0-9])?")),
+    )
+    price: float = attrs.field(
+        default=1.0, validator=keys.number("what a device's hour costs beside others", 1e-6, 1e6)
+    )
+    node: str | None = attrs.field(
+        default=None,
+        validator=keys.optional(keys.text("give the name of a node", r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")),
     )
 
     def __attrs_post_init__(self) -> None:
@@ -224,8 +239,9 @@ class ClusterSettings:
     `token_file` holds this user's token.
 
     For a cluster: `state_url` is the folder, as fsspec names it, where it keeps what is deployed; its gateway listens on
-    `port` of whichever node it runs on, and node agents on `node_port` (0: any). Gateway and agents send each other a sign of
-    life every `beat_s`, and take one another for lost after `lost_after_s` without any.
+    `port` of whichever node it runs on, and node agents on `node_port` (0: any). Gateway and agents send each other a sign
+    of life every `beat_s`, and take one another for lost after `lost_after_s` without any. Calls of a function for which
+    there is no room wait up to `wait_for_room_s` for nodes, which Ray's autoscaler is asked for.
     """
 
     addresses: tuple[str, ...] = attrs.field(default=(), validator=Reader(_read_addresses))
@@ -247,6 +263,7 @@ class ClusterSettings:
     node_port: int = attrs.field(default=0, validator=keys.whole("a port", 0, 65535))
     beat_s: float = attrs.field(default=0.5, validator=keys.number("seconds", 0.05, 10))
     lost_after_s: float = attrs.field(default=3.0, validator=keys.number("seconds", 0.5, 60))
+    wait_for_room_s: float = attrs.field(default=60.0, validator=keys.number("seconds", 0))
 
     def __attrs_post_init__(self) -> None:
         if self.lost_after_s < 3 * self.beat_s:
@@ -314,6 +331,18 @@ def _read_replicas(place: Place, value: object) -> tuple[int, int]:
     return pair
 
 
+def _unshown(read: Callable[[str, Any], object], *, is_text: bool = False) -> Reader:
+    """An option whose value is in no message: it may be a secret in the wrong place. `read` gets the key's last part too."""
+
+    def read_it(place: Place, value: object) -> object:
+        try:
+            return read(place.path[-1], value)
+        except InvalidRequestError as exc:
+            raise place.refuse_unshown(exc.message) from None
+
+    return Reader(read_it, is_text=is_text)
+
+
 FUNCTION_OPTIONS: Schema = {
     "slo_ms": _option(keys.number("milliseconds"), lambda value: _spec(slo_ms=value)),
     "slo_percentile": _option(keys.number("a percentile"), lambda value: _spec(slo_percentile=value)),
@@ -323,6 +352,8 @@ FUNCTION_OPTIONS: Schema = {
     "timeout_s": _option(keys.number("seconds"), lambda value: _spec(timeout_s=value)),
     "idempotent": _option(keys.boolean(), lambda value: _spec(idempotent=value)),
     "share_init": _option(keys.boolean(), lambda value: _spec(share_init=value)),
+    "env": {ANY: _unshown(lambda name, value: _spec(env={name: value}).env[name], is_text=True)},
+    "secrets": _unshown(lambda _, value: _spec(secrets=value).secrets),
     "batch": {
         "max_size": _option(keys.whole("calls"), lambda value: Batch(max_size=value)),
         "max_wait_ms": _option(keys.number("milliseconds"), lambda value: Batch(max_wait_ms=value)),
@@ -339,13 +370,17 @@ def _read_functions(place: Place, value: object) -> object:
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """All settings. `state_dir` outlives a gateway (deployed functions), `runtime_dir` holds its sockets.
+    """All settings. `state_dir` outlives a gateway (deployed functions), `runtime_dir` holds its sockets, and `secrets_dir` a
+    file for each secret that functions name.
 
     `functions` maps "app.fn" to the options of `@function` that it overrides, each already checked.
     """
 
     state_dir: Path = attrs.field(validator=keys.path())
     runtime_dir: Path = attrs.field(validator=keys.path())
+    secrets_dir: Path = attrs.field(
+        default=attrs.Factory(lambda own: own.state_dir / "secrets", takes_self=True), validator=keys.path()
+    )
     backend: str = attrs.field(default="local", validator=keys.text('give a backend, such as "local"', r"[\w.-]+"))
     start_timeout_s: float = attrs.field(default=60.0, validator=keys.number("seconds", 0.1))
     log_level: str = attrs.field(default="info", validator=keys.choice(*LOG_LEVELS))

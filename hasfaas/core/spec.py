@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Mapping, Sequence
 
 import attrs
 
+from hasfaas.core import environment
 from hasfaas.core.errors import InvalidRequestError
 
 DEFAULT_MEMORY_BYTES = 2 * 2**30
@@ -82,7 +84,8 @@ class FunctionSpec:
     `slo_ms` at `slo_percentile` is the promise. `memory_bytes` is the wall of each replica. `device` names a device or
     a kind, or "auto". `idempotent` calls may run again after a replica died. With `share_init` replicas
     fork from a process that has run `__init__`. `timeout_s` bounds a call
-    whose caller gives no other bound.
+    whose caller gives no other bound. `env` are variables of each replica's environment, and `secrets` names of more, whose
+    values are read on the machine where it runs.
     """
 
     slo_ms: float
@@ -95,6 +98,8 @@ class FunctionSpec:
     idempotent: bool = False
     share_init: bool = False
     timeout_s: float = DEFAULT_TIMEOUT_S
+    env: Mapping[str, str] = attrs.field(factory=dict, converter=environment.copied, hash=False)
+    secrets: Sequence[str] = attrs.field(default=(), converter=environment.ordered)
 
     def __attrs_post_init__(self) -> None:
         if not _is_number(self.slo_ms) or not self.slo_ms > 0:
@@ -117,3 +122,5 @@ class FunctionSpec:
             raise _bad("timeout_s", self.timeout_s, "give seconds above 0 and up to 86400")
         if not isinstance(self.device, str) or not self.device:
             raise _bad("device", self.device, 'give "auto", a device kind or a device name')
+        environment.check_env(self.env)
+        environment.check_secrets(self.secrets, self.env)

@@ -1,4 +1,7 @@
-"""The file of tokens that a gateway accepts: JSON, mode 0600, hashes and no secret. The shell writes it, gateways read it."""
+"""The file of tokens that a gateway accepts: JSON, mode 0600, hashes and no secret. The shell writes it, gateways read it.
+
+`parse`, `text`, `added` and `removed` are the same without a file, for tokens that are kept elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,11 @@ def read(path: Path) -> dict[str, Grant]:
     content = read_own(
         path, "the file of tokens", "make its tokens anew with `hasfaas token create`", most_bytes=MOST_BYTES
     )
+    return parse(content, path)
+
+
+def parse(content: bytes, where: object) -> dict[str, Grant]:
+    """The tokens in such a text, by name. Raises AuthError that names `where` it is from when it is damaged."""
     try:
         table = json.loads(content)
         if table["format"] != FORMAT:
@@ -31,31 +39,45 @@ def read(path: Path) -> dict[str, Grant]:
         return {grant.name: grant for grant in map(_grant, table["tokens"])}
     except (ValueError, KeyError, TypeError) as exc:
         raise AuthError(
-            f"the file of tokens {path} is damaged ({type(exc).__name__}: {exc}); put a copy back, or remove it and make its "
-            "tokens anew with `hasfaas token create`",
+            f"the file of tokens {where} is damaged ({type(exc).__name__}: {exc}); put a copy back, or remove it and make "
+            "its tokens anew with `hasfaas token create`",
             reason="UNSAFE_FILE",
         ) from exc
+
+
+def text(grants: Mapping[str, Grant]) -> bytes:
+    """The text of such a file."""
+    table = {"format": FORMAT, "tokens": [_plain(grants[name]) for name in sorted(grants)]}
+    return json.dumps(table, indent=1).encode()
+
+
+def added(grants: Mapping[str, Grant], grant: Grant) -> dict[str, Grant]:
+    """With one more token. Raises InvalidRequestError when its name is taken."""
+    if grant.name in grants:
+        raise InvalidRequestError(
+            f"token {grant.name!r} is there already; give another name, or first `hasfaas token revoke {grant.name}`"
+        )
+    return {**grants, grant.name: grant}
+
+
+def removed(grants: Mapping[str, Grant], name: str, where: object) -> dict[str, Grant]:
+    """Without that token. NotFoundError when there is none of that name."""
+    if name not in grants:
+        known = ", ".join(sorted(grants)) or "none"
+        raise NotFoundError(f"there is no token {name!r} in {where}; there are: {known}", reason="TOKEN_NOT_FOUND")
+    return {other: grant for other, grant in grants.items() if other != name}
 
 
 def add(path: Path, grant: Grant) -> None:
     """Adds a token; the file and its folder are made. Raises InvalidRequestError when its name is taken."""
     with _alone(path):
-        grants = read(path) if path.exists() else {}
-        if grant.name in grants:
-            raise InvalidRequestError(
-                f"token {grant.name!r} is there already; give another name, or first `hasfaas token revoke {grant.name}`"
-            )
-        _write(path, {**grants, grant.name: grant})
+        write_own(path, text(added(read(path) if path.exists() else {}, grant)))
 
 
 def remove(path: Path, name: str) -> None:
     """Takes a token out: gateways refuse it from then on. NotFoundError when there is none of that name."""
     with _alone(path):
-        grants = read(path) if path.exists() else {}
-        if name not in grants:
-            known = ", ".join(sorted(grants)) or "none"
-            raise NotFoundError(f"there is no token {name!r} in {path}; there are: {known}", reason="TOKEN_NOT_FOUND")
-        _write(path, {other: grant for other, grant in grants.items() if other != name})
+        write_own(path, text(removed(read(path) if path.exists() else {}, name, path)))
 
 
 @contextlib.contextmanager
@@ -68,11 +90,6 @@ def _alone(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _write(path: Path, grants: Mapping[str, Grant]) -> None:
-    table = {"format": FORMAT, "tokens": [_plain(grants[name]) for name in sorted(grants)]}
-    write_own(path, json.dumps(table, indent=1).encode())
 
 
 def _plain(grant: Grant) -> dict[str, object]:

@@ -43,6 +43,9 @@ class DeviceInfo:
     yet. With `fixed_lanes` the lanes were cut in advance, and these unit sets are all there are; `lane_percents` are the SM
     shares that they were cut for, where that was said: rounding to units may have left a lane a little less. `options` are
     the device's own settings, handed to the replica as they are; `facts` are for people.
+
+    `model` says what makes devices of one kind alike to a profile (`device_type`), empty where nobody knows; `price` is what
+    an hour of the device costs beside that of others; `node` is the name of its node in a cluster.
     """
 
     device_id: str
@@ -55,6 +58,20 @@ class DeviceInfo:
     lane_percents: tuple[float, ...] = ()
     options: Mapping[str, object] = attrs.field(factory=dict, hash=False)
     facts: Mapping[str, object] = attrs.field(factory=dict, hash=False)
+    model: str = ""
+    price: float = 1.0
+    node: str = ""
+
+
+def device_type(info: DeviceInfo) -> str:
+    """What a profile is of: the kind and the model, such as "sim:v100". Devices of a kind without a model count as alike."""
+    return f"{info.kind}:{info.model}" if info.model else info.kind
+
+
+def model_of(name: str, lanes: object = None) -> str:
+    """The model of a device of that name, empty where it has none. Lanes cut in advance make another of it, since profiles
+    tell of their shares alone."""
+    return f"{name}, lanes {','.join(f'{p:g}' for p in lanes)}" if name and isinstance(lanes, list | tuple) else name
 
 
 @attrs.frozen

@@ -7,6 +7,7 @@ always agree.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -89,7 +90,18 @@ def device(device_id: str = "cpu", *, cores: int | None = None) -> DeviceInfo:
         units=tuple(available[:count]),
         memory_bytes=_memory_bytes(),
         auto_sm_percent=100.0 * max(count - 1, 1) / count,
+        model=_model(count),
     )
+
+
+def _model(cores: int) -> str:
+    """The processor by its name, and so many cores of it; empty where Linux does not tell the name."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, name = line.partition(":")
+            if key.strip() == "model name" and name.strip():
+                return f"{' '.join(name.split())}, {cores} cores"
+    return ""
 
 
 def wall(memory_bytes: int) -> None:

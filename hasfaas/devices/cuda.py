@@ -15,7 +15,7 @@ from typing import Any
 from hasfaas.core.errors import BackendError, HasFaasError, InvalidRequestError
 from hasfaas.core.memory import format_memory
 from hasfaas.devices import cuda_errors, cuda_memory, nvml
-from hasfaas.devices.base import DeviceInfo, DeviceRequest, DeviceSlice
+from hasfaas.devices.base import DeviceInfo, DeviceRequest, DeviceSlice, model_of
 from hasfaas.devices.cuda_keeper import CudaKeeper
 from hasfaas.devices.cuda_stream import CudaStream
 from hasfaas.devices.mps import PROTOCOLS
@@ -101,7 +101,14 @@ def _info(gpu: nvml.Gpu, request: DeviceRequest) -> DeviceInfo:
         "memory_bytes": memory_bytes,
     }
     facts = {"uuid": gpu.uuid, "name": gpu.name, "capability": ".".join(map(str, gpu.capability)), "mig": gpu.mig}
-    return DeviceInfo("", "cuda", (0,), memory_bytes, options=options, facts=facts)
+    return DeviceInfo("", "cuda", (0,), memory_bytes, options=options, facts=facts, model=_model(gpu, request))
+
+
+def _model(gpu: nvml.Gpu, request: DeviceRequest) -> str:
+    """NVIDIA's name of the product, of a MIG slice with its size; and how its lanes are kept apart, where that was said."""
+    partitions = request.options.get("partitions", "auto")
+    name = gpu.name if partitions == "auto" else f"{gpu.name}, {partitions}"
+    return model_of(name, request.options.get("lanes"))
 
 
 def _shown(memory_bytes: int) -> str:

@@ -29,7 +29,7 @@ import attrs
 
 from hasfaas.core.errors import InvalidRequestError
 from hasfaas.devices import cpu
-from hasfaas.devices.base import DeviceInfo, DeviceRequest, DeviceSlice, Stream, Unkept, cut
+from hasfaas.devices.base import DeviceInfo, DeviceRequest, DeviceSlice, Stream, Unkept, cut, model_of
 
 MAX_KERNEL_NS = 1_000_000
 MAX_LANES = 64
@@ -159,8 +159,9 @@ def _blend(low: float, high: float, weight: float) -> float:
 
 def inventory(request: DeviceRequest) -> Sequence[DeviceInfo]:
     """Devices of one kind of emulated GPU. Options: `sms`, `cold_start_s`, `profile` (a latency table, a table of them by
-    function name, or a JSON file of either), `lanes` (SM percents of lanes cut in advance)."""
-    request.only("sim", "sms", "cold_start_s", "profile", "lanes")
+    function name, or a JSON file of either), `lanes` (SM percents of lanes cut in advance), `model` (a name for all devices
+    of these latencies)."""
+    request.only("sim", "sms", "cold_start_s", "profile", "lanes", "model")
     given: Any = request.options
     return tuple(
         device(
@@ -170,6 +171,7 @@ def inventory(request: DeviceRequest) -> Sequence[DeviceInfo]:
             cold_start_s=given.get("cold_start_s", 0.0),
             profiles=_profiles(given.get("profile")),
             lanes=given.get("lanes"),
+            model=given.get("model", ""),
         )
         for _ in range(request.count or 1)
     )
@@ -217,6 +219,7 @@ def device(
     profiles: Mapping[str, SimProfile] | None = None,
     lanes: Sequence[float] | None = None,
     lanes_file: str | Path | None = None,
+    model: str = "",
 ) -> DeviceInfo:
     """A device of `sms` SMs. `profiles` maps a function's name to its latency, "default" to that of all
     others. With `lanes`, SM percents, these lanes are all there are.
@@ -239,6 +242,7 @@ def device(
             "lanes_file": str(lanes_file or _fresh_name()),
             "profiles": {name: profile.to_dict() for name, profile in known.items()},
         },
+        model=model_of(model, lanes),
     )
 
 

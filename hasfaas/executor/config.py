@@ -4,7 +4,7 @@ sides.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import attrs
 
@@ -34,6 +34,9 @@ class ReplicaConfig:
     cold_start_s: float
     settings_json: str
     idempotent: bool = False
+    env: Mapping[str, str] = attrs.field(factory=dict, hash=False)
+    # Names alone: their values are read where they are set.
+    secrets: Sequence[str] = ()
 
     @property
     def memory_bytes(self) -> int:
@@ -50,4 +53,5 @@ class ReplicaConfig:
         values = dict(fields)
         part = dict(values.pop("part"))  # type: ignore[call-overload]
         part["units"] = tuple(part["units"])
+        values["secrets"] = tuple(values["secrets"])  # type: ignore[arg-type]
         return cls(part=DeviceSlice(**part), **values)  # type: ignore[arg-type]

@@ -36,7 +36,7 @@ from hasfaas.core.settings import hand_over
 from hasfaas.core.signing import load_or_create_key
 from hasfaas.core.spec import Kind
 from hasfaas.devices import base
-from hasfaas.executor import gates, loader, measuring, stacking
+from hasfaas.executor import environment, gates, loader, measuring, stacking
 from hasfaas.executor.config import EXIT_BROKEN, EXIT_DEVICE_FAILED, EXIT_START_FAILED, ReplicaConfig
 from hasfaas.executor.inbox import Closed, Execution, Inbox
 from hasfaas.executor.stacking import Arguments
@@ -159,11 +159,13 @@ def _start(config: ReplicaConfig, inbox: Inbox, pool: SegmentPool, prepared: Pre
 
 
 def prepare(config: ReplicaConfig) -> Prepared:
-    """Loads the bundle behind the memory wall, after all its checks, and builds the user's object.
+    """Sets the function's environment, loads the bundle behind the memory wall, after all its checks, and builds the user's
+    object.
 
-    Raises what loader.load raises, and the user's own exceptions as `status_of` knows them.
+    Raises what environment.enter and loader.load raise, and the user's own exceptions as `status_of` knows them.
     """
     hand_over(config.settings_json)
+    environment.enter(config)
     blob = Path(config.bundle_path).read_bytes()
     key = load_or_create_key(Path(config.key_path))
     base.module_of(config.part.kind).wall(config.memory_bytes)

@@ -52,6 +52,8 @@ class ReplicaRequest:
     idempotent: bool = False
     # The greatest batch that a scaler lets it have; the agent does nothing with it.
     batch_cap: int | None = None
+    env: Mapping[str, str] = attrs.field(factory=dict, hash=False)
+    secrets: Sequence[str] = ()
 
 
 @attrs.frozen
@@ -196,17 +198,25 @@ class NodeAgent:
         zygote = await self._zygote(Environment.of(python, packages))
         return await zygote.check(bundle)
 
-    async def launch(self, order: Order) -> Launched:
-        """Forks a replica in its seat; it is still loading when this returns.
+    def admit(self, order: Order) -> None:
+        """Gives a replica its seat, from now on its own, though its process is yet to be forked.
 
-        Raises PlacementError when the device refuses the lane or has no slot left, BackendError or IncompatibleError when its
-        zygote cannot run.
+        Raises PlacementError when the device has no slot left.
         """
-        seat, request = order.seat, order.request
+        seat = order.seat
         table = self._tables[seat.device_id]
-        slot = table.admit(seat.lane, ppm(seat.quota_percent), lend=request.want.lend)
+        slot = table.admit(seat.lane, ppm(seat.quota_percent), lend=order.request.want.lend)
         log = self._log_dir / f"{order.replica_id}-{os.getpid()}.log"
-        process = self._processes[order.replica_id] = _Process(order, slot, log)
+        self._processes[order.replica_id] = _Process(order, slot, log)
+
+    async def fork(self, replica_id: str) -> Launched:
+        """Forks a replica that was admitted; it is still loading when this returns.
+
+        Raises PlacementError when the device refuses the lane, BackendError or IncompatibleError when its zygote cannot run;
+        then its seat is free again.
+        """
+        process = self._process(replica_id)
+        seat, request = process.order.seat, process.order.request
         try:
             kept = self._keepers[seat.device_id]
             await kept.open_lane(seat.lane, seat.units)
@@ -221,7 +231,7 @@ class NodeAgent:
         except BaseException:
             self._vacate(process)
             raise
-        return Launched(process.pid, log, ours)
+        return Launched(process.pid, process.log, ours)
 
     def _config(self, process: _Process, environment: Mapping[str, str | None]) -> ReplicaConfig:
         seat, request = process.order.seat, process.order.request
@@ -250,6 +260,8 @@ class NodeAgent:
             cold_start_s=device.cold_start_s,
             settings_json=self._settings_json,
             idempotent=request.idempotent,
+            env=request.env,
+            secrets=request.secrets,
         )
 
     async def _fork(self, process: _Process, config: ReplicaConfig, channel: socket.socket) -> None:
@@ -266,6 +278,12 @@ class NodeAgent:
             asyncio.get_running_loop().call_soon(self._ended, process, None)
             return
         asyncio.get_running_loop().add_reader(process.pidfd, self._process_ended, process)
+
+    def dismiss(self, replica_id: str) -> None:
+        """Frees the seat of a replica that was admitted and will not be forked. Harmless when it has gone."""
+        process = self._processes.get(replica_id)
+        if process is not None and not process.pid:
+            self._vacate(process)
 
     def set_quotas(self, quotas: Sequence[tuple[str, float]]) -> None:
         """Gives replicas other quotas, in percent, in place and in this order. `in_force` says when a process has acted on

@@ -246,8 +246,8 @@ def _bounded(values: Array, most: tuple[int, ...]) -> Array:
 
 
 def _price(sm_percents: Array, quota: Array, settings: FrontierSettings) -> Array:
-    """What shapes [replicas, sm] at these quota rows count for: area, and the price of each replica."""
-    count = np.asarray(REPLICAS, float)[:, None]
+    """What shapes [replicas, sm, ...] at these quota rows count for: area, and the price of each replica."""
+    count = np.asarray(REPLICAS, float).reshape(-1, *(1,) * (quota.ndim - 1))
     share = np.maximum(np.asarray(QUOTA_PERCENTS, float)[quota] / 100.0, settings.least_quota)
     return np.asarray(count * (sm_percents * share / 100.0 + settings.replica_price))
 
@@ -255,17 +255,18 @@ def _price(sm_percents: Array, quota: Array, settings: FrontierSettings) -> Arra
 def _cheapest(rps: Array, sm_percents: Array, settings: FrontierSettings) -> Array:
     """[peak, rate] flat (replicas, sm) indices. Of all shapes that cost at most the insurance more than the cheapest one for
     a peak, it is that for the greatest peak: unforeseen jumps are then met by a quota."""
-    best = np.empty((len(PEAKS), len(RATES_RPS)), np.int32)
-    whole = rps[..., -1]
-    for column, rate in enumerate(RATES_RPS):
-        enough = rps >= rate
-        price = np.where(enough[..., -1], _price(sm_percents, enough.argmax(axis=-1), settings), np.inf)
-        found = [int(np.where(whole >= peak * rate, price, np.inf).argmin()) for peak in PEAKS]
-        prices = np.array([
-            price.flat[index] if whole.flat[index] >= peak * rate else np.inf
-            for index, peak in zip(found, PEAKS, strict=True)
-        ])  # fmt: skip
-        for row, own in enumerate(prices):
-            affordable = np.flatnonzero(prices <= own * (1.0 + settings.insurance))
-            best[row, column] = found[int(affordable[-1])] if np.isfinite(own) else -1
-    return best
+    by_shape = rps.reshape(-1, rps.shape[-1])
+    # The first quota that carries each rate [rate, shape]; one beyond the last where none does.
+    quota = np.stack([np.searchsorted(own, RATES_RPS) for own in by_shape], axis=1)
+    rows = np.broadcast_to(np.arange(len(QUOTA_PERCENTS)), (len(REPLICAS), len(sm_percents), len(QUOTA_PERCENTS)))
+    prices = np.moveaxis(_price(sm_percents[:, None], rows, settings), -1, 0).reshape(len(QUOTA_PERCENTS), -1)
+    prices = np.concatenate([prices, np.full((1, len(by_shape)), np.inf)])
+    price = prices[quota, np.arange(len(by_shape))]
+    peaks = np.asarray(PEAKS)[:, None] * RATES_RPS
+    able = np.stack([np.where(by_shape[:, -1] >= peak[:, None], price, np.inf) for peak in peaks])
+    found, least = able.argmin(axis=-1), able.min(axis=-1)
+    # [own peak, greater or smaller peak, rate]
+    affordable = least <= least[:, None] * (1.0 + settings.insurance)
+    greatest = len(PEAKS) - 1 - affordable[:, ::-1].argmax(axis=1)
+    best = np.take_along_axis(found, greatest, axis=0)
+    return np.where(np.isfinite(least), best, -1).astype(np.int32)

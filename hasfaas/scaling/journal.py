@@ -43,9 +43,11 @@ _NAMES = {cls: name for name, cls in ACTIONS.items()}
 # Columns that hold whole numbers or truth values; all others hold floats. An empty list does not tell.
 WHOLE = frozenset(
     "arrivals completed late waiting in_flight min_replicas max_replicas memory_bytes batch_max "  # noqa: SIM905
-    "function device lane batch life units".split()
+    "function device lane batch life units node type device_type".split()
 )
 TRUTH = frozenset({"by_hand", "devices"})
+# Written only where there are several nodes or types of devices; logs of before do not know them.
+SELDOM = frozenset({"node", "type", "device_type"})
 _TEXT_COLUMNS = frozenset({"names", "ids", "surfaces"})
 
 
@@ -127,6 +129,7 @@ def _table(table: Functions | Replicas | Devices | FixedLanes) -> dict[str, Any]
     return {
         field: list(values) if field in _TEXT_COLUMNS else _plain(values)
         for field, values in attrs.asdict(table, recurse=False).items()
+        if field not in SELDOM or np.any(values)
     }
 
 

@@ -37,7 +37,7 @@ class Functions:
     allows (0.01 for a 99th percentile). `memory_bytes` is one replica's. `batch_max` is 1 without batching. `overhead_ms`
     is what of a latency lies outside the lane. `surfaces` holds None for a function that nobody has profiled. `by_hand`
     marks those that an operator has sized: a scaler leaves them alone. `devices` [function, device] says which device a
-    function may use.
+    function may use, `device_type` which type its surface is of (-1: any); replicas on others are to be replaced.
     """
 
     names: tuple[str, ...]
@@ -57,6 +57,11 @@ class Functions:
     by_hand: Array
     devices: Array
     surfaces: tuple[Surface | None, ...]
+    device_type: Array = attrs.field()
+
+    @device_type.default
+    def _first_type(self) -> Array:
+        return np.zeros(len(self.names), np.int64)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -85,11 +90,22 @@ class Replicas:
 
 @attrs.frozen(eq=False)
 class Devices:
-    """One row a device: its units (SMs, cores) and memory."""
+    """One row a device: its units (SMs, cores) and memory; the numbers of its node and of its type. Devices of one type are
+    alike to a profile. All are of one node and one type where nothing is said."""
 
     ids: tuple[str, ...]
     units: Array
     memory_bytes: Array
+    node: Array = attrs.field()
+    type: Array = attrs.field()
+
+    @node.default
+    def _one_node(self) -> Array:
+        return np.zeros(len(self.ids), np.int64)
+
+    @type.default
+    def _one_type(self) -> Array:
+        return np.zeros(len(self.ids), np.int64)
 
     def __len__(self) -> int:
         return len(self.ids)

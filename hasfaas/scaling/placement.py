@@ -41,7 +41,7 @@ class Spot:
 class Book:
     """What is taken. `units`, `free_units` and `free_bytes` are [device]; `lane_units` (0: nobody is there),
     `lane_quota_percent` and `lane_replicas` are [device, lane]. `fixed_units` [device, lane] are those of the lanes that were
-    cut in advance (0: no such lane), of the devices that `is_fixed` [device] marks."""
+    cut in advance (0: no such lane), of the devices that `is_fixed` [device] marks. `node` [device] is each one's node."""
 
     units: Array
     free_units: Array
@@ -53,6 +53,7 @@ class Book:
     lane_most: Array
     fixed_units: Array
     is_fixed: Array
+    node: Array
 
     @classmethod
     def of(cls, observation: Observation, most_replicas: Array | None = None) -> Book:
@@ -76,7 +77,8 @@ class Book:
         fixed, fixed_units = observation.fixed_lanes, np.zeros((count, MAX_LANES), int)
         fixed_units[fixed.device, fixed.lane] = fixed.units
         free_units, is_fixed = units - lane_units.sum(axis=1), np.asarray(fixed_units.any(axis=1))
-        return cls(units, free_units, free_bytes, lane_units, quota, seats, most, fixed_units, is_fixed)
+        node = np.asarray(devices.node, int)
+        return cls(units, free_units, free_bytes, lane_units, quota, seats, most, fixed_units, is_fixed, node)
 
     def free_percent(self, device: int, lane: int) -> float:
         """Quota that a lane still has to give."""
@@ -135,6 +137,7 @@ class Book:
         most_replicas: int = MOST_REPLICAS,
         most_lanes: int = MAX_LANES,
         exact: bool = False,
+        held: Array | None = None,
     ) -> Spot | None:
         """The best room for a replica, None where there is none.
 
@@ -144,7 +147,11 @@ class Book:
 
         Units of lanes cut in advance are of no other use, so there neighbours are spread: an empty lane of a device in use,
         then the emptiest. With `exact` such a lane must have this very share.
+
+        `held` [device] marks the devices of nodes that hold one of the same function (None: none does). Where it opens as
+        many lanes, room on another node comes before all that, so that a function outlives a node.
         """
+        elsewhere = np.zeros(len(self.units), bool) if held is None or held.all() else ~held
         asked = self.granted(sm_percent, exact=exact)
         fits = self.free_bytes >= memory_bytes
         if devices is not None:
@@ -154,24 +161,26 @@ class Book:
         if self.is_fixed.any():
             free = (self.lane_units == 0) & (self.fixed_units == asked[:, None])
             opens &= free.any(axis=1) | ~self.is_fixed
-            if (opens & self.is_fixed & (lanes > 0)).any() and quota_percent <= 100.0 + _ROUNDING:
-                return self._opened(opens & self.is_fixed & (lanes > 0), asked, quota_percent)
+            now = opens & self.is_fixed & ((lanes > 0) | elsewhere)
+            if now.any() and quota_percent <= 100.0 + _ROUNDING:
+                return self._opened(now, asked, quota_percent, elsewhere)
         if most_replicas > 1:
             left = 100.0 - self.lane_quota_percent - quota_percent
             room = self.lane_replicas < np.minimum(self.lane_most, most_replicas)
             shared = fits[:, None] & room & (self.lane_units == asked[:, None]) & (left >= -_ROUNDING)
             if shared.any():
-                order = np.where(self.is_fixed[:, None], 200.0 - left, left)
+                order = np.where(self.is_fixed[:, None], 200.0 - left, left) - 400.0 * elsewhere[:, None]
                 device, lane = divmod(int(np.where(shared, order, np.inf).argmin()), left.shape[1])
                 return Spot(device, lane, False, float(left[device, lane]))
         if not opens.any() or quota_percent > 100.0 + _ROUNDING:
             return None
-        return self._opened(opens, asked, quota_percent)
+        return self._opened(opens, asked, quota_percent, elsewhere)
 
-    def _opened(self, opens: Array, asked: Array, quota_percent: float) -> Spot:
+    def _opened(self, opens: Array, asked: Array, quota_percent: float, elsewhere: Array) -> Spot:
         """A new lane on one of these devices, with what is asked of it."""
-        # An empty device comes after all that are in use.
-        order = (self.free_units - asked) + np.where(self.lane_units.any(axis=1), 0, self.units.max() + 1)
+        # An empty device comes after all that are in use, one on a node that holds another replica after all others.
+        step = int(self.units.max()) + 1
+        order = (self.free_units - asked) + step * (~self.lane_units.any(axis=1) + 2 * ~elsewhere)
         device = int(np.where(opens, order, np.iinfo(int).max).argmin())
         lane = self.new_lane(device, int(asked[device]))
         assert lane is not None, "a device that opens one has it"

@@ -7,7 +7,7 @@ import numpy as np
 from hasfaas.scaling.alternative import Alternatives
 from hasfaas.scaling.decision import Action, AddReplica, DrainReplica, Rebatch, Resize
 from hasfaas.scaling.memory import Memory
-from hasfaas.scaling.observation import Life
+from hasfaas.scaling.observation import Array, Life
 from hasfaas.scaling.placement import Book
 from hasfaas.scaling.plan import Plan
 from hasfaas.scaling.standing import EPSILON
@@ -22,7 +22,7 @@ def act(plan: Plan, memory: Memory) -> tuple[tuple[Action, ...], tuple[str, ...]
     acting = _Acting(plan, memory)
     for row in np.flatnonzero(acting.idle | acting.drop_old | acting.fewer | acting.resized).tolist():
         acting.settle(row)
-    for row in np.flatnonzero(acting.first | acting.more | acting.reshaped).tolist():
+    for row in np.flatnonzero(acting.first | acting.moved | acting.more | acting.reshaped).tolist():
         acting.start(row)
     acting.rebatch()
     if plan.settings.pooling and memory.since_move_s >= plan.settings.move_every_s:
@@ -51,6 +51,7 @@ class _Acting:
         # Read one by one below: plain numbers are several times quicker than array elements.
         self._life, self._quota = replicas.life.tolist(), replicas.quota_percent.tolist()
         self._device, self._lane = replicas.device.tolist(), replicas.lane.tolist()
+        self._node = self.book.node[replicas.device].tolist()
 
     def _members(self, row: int) -> list[int]:
         """The rows of a function's replicas that do not drain already."""
@@ -77,9 +78,12 @@ class _Acting:
         up = plan.quota_percent > now.quota_percent + EPSILON
         fallen = memory.held <= now.quota_percent * (1.0 - settings.fall_share)
         down = (memory.calm_s >= settings.quota_calm_s) & fallen
-        self.resized = on & (now.serving_count > 0) & (up | down | now.uneven) & settings.vertical
+        # What is served from another type of device keeps what it has until that is replaced.
+        self.resized = on & (now.serving_count > 0) & (up | down | now.uneven) & ~now.foreign & settings.vertical
         self.down = down & ~up
         self.first = on & (now.live == 0) & (now.old_live == 0) & (calls | (least > 0))
+        # All that it has is on another type of device.
+        self.moved = on & (now.live == 0) & (now.old_live > 0)
         self.more = on & (now.live > 0) & (plan.count > now.live)
         cost_s = plan.best_area * (functions.cold_start_s + OVERLAP_S)
         cheaper = plan.best_area < plan.area * (1.0 - settings.reshape_gain)
@@ -154,6 +158,9 @@ class _Acting:
         plan, now = self.plan, self.plan.now
         live = int(now.live[row])
         best = (int(plan.best_share[row]), int(plan.best_count[row]), float(plan.best_quota[row]))
+        if self.moved[row]:
+            self._start(row, *best, "in place of those on another type of device")
+            return
         if self.first[row]:
             why = "first call" if plan.observation.functions.arrivals[row] else "at least one is wanted"
             self._start(row, *self._others.of(row, best), why)
@@ -186,8 +193,12 @@ class _Acting:
         memory_bytes = float(functions.memory_bytes[row])
         total = int(plan.now.live[row] + plan.now.old_live[row])
         batch, most = plan.batch_for(row, share, max(count, 1), quota), int(plan.most_replicas[row])
+        # Those that others are started in place of count for nothing: they go.
+        replaced = bool(self.moved[row] or (self.reshaped[row] and share != plan.share[row]))
+        nodes = set() if replaced else {self._node[r] for r in self._members(row) if plan.now.main[r]}
+        leaving = int(plan.now.live[row] if self.reshaped[row] else plan.now.old_live[row] if self.moved[row] else 0)
         for number in range(count):
-            if total + number >= functions.max_replicas[row] + (plan.now.live[row] if self.reshaped[row] else 0):
+            if total + number >= functions.max_replicas[row] + leaving:
                 self.refused.append(
                     f"{functions.names[row]}: at most {functions.max_replicas[row]} replicas are allowed"
                 )
@@ -199,11 +210,13 @@ class _Acting:
                 devices=functions.devices[row],
                 most_replicas=most,
                 exact=True,
+                held=self._held(nodes),
             )
             if spot is None:
                 self.refused.append(f"{functions.names[row]}: no room for sm {sm_percent:g} %, quota {quota:g} %")
                 return
             self.book.take(spot, sm_percent, quota, memory_bytes, most)
+            nodes.add(int(self.book.node[spot.device]))
             device = observation.devices.ids[spot.device]
             self.starts.append(
                 AddReplica(
@@ -217,9 +230,14 @@ class _Acting:
                 )
             )
 
+    def _held(self, nodes: set[int]) -> Array | None:
+        """The devices of these nodes [device]."""
+        return np.isin(self.book.node, list(nodes)) if nodes else None
+
     def give_back(self) -> None:
         """Where all replicas of the emptiest device fit on the others in use, they are started there; the old ones then
-        are the first of those that are not needed. Only of functions with nothing else under way."""
+        are the first of those that are not needed. Only of functions with nothing else under way, and none to a node that
+        holds another of its function, if its own does not."""
         replicas, functions = self.plan.observation.replicas, self.plan.observation.functions
         devices = self.plan.observation.devices
         used = self.book.used()
@@ -239,8 +257,14 @@ class _Acting:
             sm_percent, quota = float(replicas.sm_percent[r]), float(replicas.quota_percent[r])
             allowed, most = others & functions.devices[row].astype(bool), int(self.plan.most_replicas[row])
             memory_bytes = float(functions.memory_bytes[row])
-            spot = book.spot(sm_percent, quota, memory_bytes, devices=allowed, most_replicas=most, exact=True)
+            nodes = {self._node[other] for other in self._members(row) if other != r}
+            held = self._held(nodes)
+            spot = book.spot(
+                sm_percent, quota, memory_bytes, devices=allowed, most_replicas=most, exact=True, held=held
+            )
             if spot is None or functions.by_hand[row]:
+                return
+            if int(book.node[spot.device]) in nodes and self._node[r] not in nodes:
                 return
             book.take(spot, sm_percent, quota, float(functions.memory_bytes[row]), most)
             why = f"moves, so that {devices.ids[device]} can be given back"
@@ -257,7 +281,8 @@ class _Acting:
         """The greatest batch that goes with each replica's quota."""
         plan, replicas = self.plan, self.plan.observation.replicas
         wanted = plan.batches[replicas.function]
-        changed = plan.now.serving & plan.known[replicas.function] & (wanted != replicas.batch)
+        planned = (plan.known & ~plan.now.foreign)[replicas.function]
+        changed = plan.now.serving & planned & (wanted != replicas.batch)
         leaving = {action.replica_id for action in self.drains if isinstance(action, DrainReplica)}
         for r in np.flatnonzero(changed).tolist():
             if replicas.ids[r] in leaving:

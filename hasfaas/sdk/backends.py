@@ -34,6 +34,9 @@ class Endpoint(Protocol):
     @property
     def token_file(self) -> Path | None: ...
 
+    @property
+    def server_name(self) -> str | None: ...
+
 
 class Backend(Protocol):
     """What the SDK asks of a backend (backends/base.py says it in full)."""

@@ -68,11 +68,25 @@ def _figures(found: Mapping[str, Any]) -> None:
         ),
         *_expected(found),
         ("holds", f"{found['occupancy']:.3g} of a device{cost}"),
+        *_device_type(found.get("device_type")),
     ]
     width = max(len(label) for label, _ in lines)
     for label, text in lines:
         click.echo(f"  {label:<{width}}  {text}")
     click.echo(f"  {'log':<{width}}  {found['log']}")
+
+
+def _device_type(choice: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """The type of device that it is on, and what all of them would cost."""
+    if choice is None:
+        return
+    yield "device", f"{choice['type']}: {choice['why']}"
+    for each in choice["candidates"]:
+        room = ", no room" if each["room"] is False else ""
+        yield (
+            "",
+            f"{each['type']}: costs {each['cost']:.3g}{'' if each['keeps'] else ', cannot keep the promise'}{room}",
+        )
 
 
 def _expected(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -66,6 +66,12 @@ def _percents(ctx: click.Context, param: click.Parameter, given: str | None) -> 
 @click.option("--rps", type=float, help="Mean per function, by thinning or copies.  [default: as traced; made up 20]")
 @click.option("--start", type=float, default=0.0, help="Second of the trace to begin at.")
 @click.option("--duration", type=float, help="Seconds to simulate.  [default: the whole trace; made up 900]")
+@click.option(
+    "--functions",
+    type=click.IntRange(1),
+    metavar="N",
+    help="So many: those of the load again, each copy from another part of it.  [default: those there are]",
+)
 @click.option("--models", default="resnet50", show_default=True, help="One for each function, in turn, with commas.")
 @click.option("--table", type=click.Path(path_type=Path), help="Measured models: a CSV, or a folder with v100/.")
 @click.option("--slo-factor", type=float, default=5.0, show_default=True, help="SLO = so many calls on a whole GPU.")
@@ -84,6 +90,15 @@ def _percents(ctx: click.Context, param: click.Parameter, given: str | None) -> 
 @click.option("--lend/--no-lend", default=False, show_default=True, help="Whether idle lane time is lent.")
 @click.option(
     "--law", default="lane", show_default=True, help="lane: ours; table: as published for HAS-GPU, needs --table."
+)
+@click.option(
+    "--gateway-rps",
+    type=float,
+    metavar="N",
+    help="Calls per second that a gateway carries.  [default: 8309, as measured]",
+)
+@click.option(
+    "--scale", is_flag=True, help="Tell decision times, GPUs against the packing bound, and gateways as well."
 )
 @click.option("--price", type=float, default=PRICE_USD_H, show_default=True, help="USD per GPU-hour.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Everything random comes from it.")
@@ -122,19 +137,24 @@ def simulate(**given: Any) -> None:
     if given["json_file"] is not None:
         _write(Path(given["json_file"]), json.dumps(as_json, indent=2) + "\n")
     _print(comparison)
+    if given["scale"]:
+        for line in ("", *report.scale(comparison)):
+            click.echo(line)
 
 
 def _compared(given: dict[str, Any]) -> Comparison:
     """Reads, draws and runs. Raises InvalidRequestError that names what is wrong and what is known."""
     from hasfaas.rapp.description import describe
     from hasfaas.simulator import models, run
-    from hasfaas.simulator.report import Comparison
+    from hasfaas.simulator.report import GATEWAY_RPS, Comparison
 
     policies = run.chosen(given["policies"])
     names = _listed(given["models"])
     found = models.named(names, given["table"])
     _check_numbers(given)
     trace, load = _load(given, found)
+    if given["functions"] is not None:
+        trace = trace.repeated(given["functions"])
     scenario = run.scenario(
         found,
         trace,
@@ -161,7 +181,8 @@ def _compared(given: dict[str, Any]) -> Comparison:
     of = tuple(names[row % len(names)] for row in range(len(scenario.functions)))
     measured_on = ({model.gpu for model in found} or {""}).pop()  # one table, so one kind
     kinds = [describe(gpu).name if gpu else "" for gpu in (given["gpu"], measured_on)]
-    return Comparison(scenario, outcomes, given["price"], of, load, *kinds)
+    gateway_rps = GATEWAY_RPS if given["gateway_rps"] is None else given["gateway_rps"]
+    return Comparison(scenario, outcomes, given["price"], of, load, *kinds, gateway_rps)
 
 
 def _load(given: dict[str, Any], found: tuple[Model, ...]) -> tuple[Trace, str]:
@@ -188,6 +209,11 @@ def _load(given: dict[str, Any], found: tuple[Model, ...]) -> tuple[Trace, str]:
 
 
 def _check_numbers(given: dict[str, Any]) -> None:
+    if given["gateway_rps"] is not None and not 0.0 < given["gateway_rps"] < float("inf"):
+        raise InvalidRequestError(
+            f"gateway-rps={given['gateway_rps']:g} must be positive: the calls per second that one gateway carries",
+            reason="BAD_SCENARIO",
+        )
     if not 0.0 <= given["predictor_error"] <= 100.0:
         raise InvalidRequestError(
             f"predictor-error={given['predictor_error']:g} must be from 0 to 100, in %: 10 is 10 %",

@@ -1,16 +1,26 @@
-"""`hasfaas token create | list | revoke`: who may call a gateway over a network. Run where the gateway runs, as its user."""
+"""`hasfaas token create | list | revoke`: who may call a gateway over a network.
+
+Tokens of one gateway are in a file where it runs; those of a cluster are in its state (`cluster.state_url`), from wherever
+that is reached.
+"""
 
 from __future__ import annotations
 
 import datetime
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
+import attrs
 import click
 
 from hasfaas.core.errors import InvalidRequestError
 from hasfaas.sdk.cli_shell import Shell, json_option, pass_shell
 from hasfaas.sdk.cli_table import print_json, print_table
+
+if TYPE_CHECKING:
+    from hasfaas.core.tokens import Grant
 
 DAY_S = 86400.0
 
@@ -32,13 +42,13 @@ def create(shell: Shell, name: str, scopes: str, expires_days: float | None, as_
     deploy: deploy, scale, delete and profile functions. invoke: call them. read: list, status, logs, explain. A running
     gateway takes it at once.
     """
-    from hasfaas.core import token_file, tokens
+    from hasfaas.core import tokens
 
-    path = _file(shell)
+    kept = _tokens(shell)
     now_s = time.time()
     expires_s = None if expires_days is None else now_s + DAY_S * expires_days
     made, grant = tokens.create(name, [one.strip() for one in scopes.split(",")], now_s=now_s, expires_s=expires_s)
-    token_file.add(path, grant)
+    kept.add(grant)
     if as_json:
         row = {"name": grant.name, "scopes": list(grant.scopes), "expires": _instant(grant.expires_s)}
         print_json(row | {"token": made.text})
@@ -57,10 +67,8 @@ def create(shell: Shell, name: str, scopes: str, expires_days: float | None, as_
 @pass_shell
 def list_tokens(shell: Shell, as_json: bool) -> None:
     """Lists the tokens, without their secrets, which nobody has."""
-    from hasfaas.core import token_file
-
-    path, now_s = _file(shell), time.time()
-    grants = list(token_file.read(path).values()) if path.exists() else []
+    now_s = time.time()
+    grants = list(_tokens(shell).read().values())
     rows = [
         {
             "name": grant.name,
@@ -92,22 +100,53 @@ def list_tokens(shell: Shell, as_json: bool) -> None:
 @click.argument("name")
 @pass_shell
 def revoke(shell: Shell, name: str) -> None:
-    """Takes a token back: a running gateway refuses it from the next call on, and ends its open streams within a second."""
-    from hasfaas.core import token_file
-
-    token_file.remove(_file(shell), name)
+    """Takes a token back: a running gateway refuses it from the next call on, and ends its open streams within a second. A
+    cluster's gateway hears of it within seconds."""
+    _tokens(shell).remove(name)
     click.echo(f"{name}  revoked")
 
 
-def _file(shell: Shell) -> Path:
-    found = shell.resolved.settings.network.tokens_file
-    if found is None:
-        raise InvalidRequestError(
-            "network.tokens_file is not set: name the file in the gateway's configuration, such as [network] "
-            'tokens_file = "~/.config/hasfaas/tokens.json"',
-            reason="BAD_OPTION",
-        )
-    return found
+class _Tokens(Protocol):
+    def read(self) -> Mapping[str, Grant]: ...
+
+    def add(self, grant: Grant) -> None: ...
+
+    def remove(self, name: str) -> None: ...
+
+
+@attrs.frozen
+class _TokenFile:
+    path: Path
+
+    def read(self) -> Mapping[str, Grant]:
+        from hasfaas.core import token_file
+
+        return token_file.read(self.path) if self.path.exists() else {}
+
+    def add(self, grant: Grant) -> None:
+        from hasfaas.core import token_file
+
+        token_file.add(self.path, grant)
+
+    def remove(self, name: str) -> None:
+        from hasfaas.core import token_file
+
+        token_file.remove(self.path, name)
+
+
+def _tokens(shell: Shell) -> _Tokens:
+    settings = shell.resolved.settings
+    if settings.network.tokens_file is not None:
+        return _TokenFile(settings.network.tokens_file)
+    if settings.backend == "cluster" and settings.cluster.state_url is not None:
+        from hasfaas.backends.cluster.shared_tokens import SharedTokens
+
+        return SharedTokens(settings.cluster.state_url)
+    raise InvalidRequestError(
+        "network.tokens_file is not set: name the file in the gateway's configuration, such as [network] "
+        'tokens_file = "~/.config/hasfaas/tokens.json"; for a cluster say backend = "cluster" and name its cluster.state_url',
+        reason="BAD_OPTION",
+    )
 
 
 def _instant(unix_s: float | None) -> str | None:

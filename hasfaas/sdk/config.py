@@ -46,12 +46,17 @@ Layer = tuple[Source, Leaves]
 
 @attrs.frozen
 class UserFolders:
-    """What depends on the user and not on the project: the user's file, and the defaults of two folders."""
+    """What depends on the user and not on the project: the user's file, and the defaults of three folders."""
 
     config_file: Path
     state_dir: Path
     runtime_dir: Path
     home: Path
+
+    @property
+    def secrets_dir(self) -> Path:
+        """Beside the user's file: what is in it the user puts there."""
+        return self.config_file.parent / "secrets"
 
     @classmethod
     def of_this_user(cls, env: Mapping[str, str]) -> UserFolders:
@@ -138,7 +143,7 @@ def _resolve(layers: list[Layer]) -> Resolved:
 
 def _defaults(user: UserFolders) -> Layer:
     # The default runtime_dir joins last, unchecked: it may be too deep as long as another source replaces it.
-    leaves = leaves_of(Settings(state_dir=user.state_dir, runtime_dir=Path("/")))
+    leaves = leaves_of(Settings(state_dir=user.state_dir, runtime_dir=Path("/"), secrets_dir=user.secrets_dir))
     return Source(origin="default"), leaves | {("runtime_dir",): user.runtime_dir}
 
 

@@ -11,7 +11,7 @@ import itertools
 import queue
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Never, ParamSpec, Protocol, TypeVar, overload
 
 import attrs
@@ -345,6 +345,8 @@ def function(
     idempotent: bool = False,
     share_init: bool = False,
     timeout_s: float = DEFAULT_TIMEOUT_S,
+    env: Mapping[str, str] | None = None,
+    secrets: Sequence[str] = (),
     example: Callable[[int], Any] | None = None,
     name: str | None = None,
     **unknown: Never,
@@ -354,7 +356,8 @@ def function(
     `slo_ms` at `slo_percentile`: the promised latency. `batch`: dynamic batching (arrays stacked on axis 0). `memory`: the
     wall of each replica ("2GiB" or bytes). `device`: "auto", a kind ("cpu", "sim") or a device's name. `replicas`: (least,
     most). `idempotent`: calls may run again after a replica died. `share_init`: replicas fork from a process that has run
-    `__init__`. `timeout_s`: how long a call may take in all.
+    `__init__`. `timeout_s`: how long a call may take in all. `env`: variables of each replica's environment. `secrets`: names
+    of more, each read from the file of that name in `secrets_dir` on the machine where a replica runs.
     `example`: callable(batch) -> arguments, to warm up and to place the gates. `name`: "<file>.<function>" by default.
 
     Raises InvalidRequestError that names a bad option, its value and the cure.
@@ -376,6 +379,8 @@ def function(
         idempotent=idempotent,
         share_init=share_init,
         timeout_s=timeout_s,
+        env={} if env is None else env,
+        secrets=secrets,
     )
     return _Decorator(spec, name, example)
 
@@ -439,4 +444,6 @@ def _overridden(spec: FunctionSpec, name: str, options: Any) -> FunctionSpec:
         changes["min_replicas"], changes["max_replicas"] = fields.pop("replicas")
     if "batch" in fields:
         changes["batch"] = attrs.evolve(spec.batch or Batch(), **fields.pop("batch"))
+    if "env" in fields:
+        changes["env"] = {**spec.env, **fields.pop("env")}
     return attrs.evolve(spec, **changes, **fields)

@@ -54,7 +54,8 @@ def _channel(endpoint: Endpoint) -> grpc.aio.Channel:
     if endpoint.roots is None:
         return grpc.aio.insecure_channel(endpoint.address, options=NETWORK_OPTIONS)
     tls = grpc.ssl_channel_credentials(root_certificates=endpoint.roots)
-    return grpc.aio.secure_channel(endpoint.address, tls, options=NETWORK_OPTIONS)
+    name = [] if endpoint.server_name is None else [("grpc.ssl_target_name_override", endpoint.server_name)]
+    return grpc.aio.secure_channel(endpoint.address, tls, options=[*NETWORK_OPTIONS, *name])
 
 
 def error_of(exc: grpc.aio.AioRpcError) -> HasFaasError:

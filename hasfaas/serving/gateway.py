@@ -317,6 +317,7 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
             await abort(context, exc)
         positions: dict[Path, int] = {}
         while True:
+            await self._control.bring_logs(name)
             for replica_id, path in self._control.logs(name):
                 lines, positions[path] = _read_lines(path, positions.get(path), request.tail)
                 for line in lines:

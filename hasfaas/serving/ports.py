@@ -159,6 +159,10 @@ class Control(Protocol):
 
     def devices(self) -> Sequence[DeviceView]: ...
 
+    async def bring_logs(self, name: str) -> None:
+        """What the replicas have printed so far is in their log files when this returns."""
+        ...
+
     def logs(self, name: str) -> Sequence[tuple[str, Path]]:
         """(replica id, log file) of each replica, newest last, ended ones included while their files exist."""
         ...

@@ -12,8 +12,11 @@ import numpy as np
 
 from hasfaas.core.allocation import PPM_PER_PERCENT
 from hasfaas.scaling.decision import Action, AddReplica, Decision
+from hasfaas.scaling.device_choice import DeviceChoice
+from hasfaas.scaling.device_offers import Offer, Offers
 from hasfaas.scaling.observation import Devices, FixedLanes, Functions, Observation, Replicas
 from hasfaas.scaling.policy import Policy
+from hasfaas.scaling.scaler import HybridScaler
 from hasfaas.simulator import kernel as kernels
 from hasfaas.simulator.fleet import Fleet
 from hasfaas.simulator.kernel import Kernel
@@ -37,20 +40,31 @@ def run(
     progress: Callable[[float], None] | None = None,
     clock_s: Callable[[], float] | None = None,
     kernel: Kernel | None = None,
+    choice: DeviceChoice | None = None,
 ) -> Result:
     """Runs a scenario under a policy. The same scenario and the same decisions give the same result.
 
     `progress` is told the share that is done at each tick. `clock_s` measures how long the policy thinks, in seconds; nothing
-    else depends on it. `kernel` is the compiled one where numba is installed.
+    else depends on it. `kernel` is the compiled one where numba is installed. `choice` says which type of device each
+    function is on, where there are several.
     """
-    return _Run(scenario, policy, kernel or kernels.load(), clock_s).run(progress)
+    choice = choice or DeviceChoice(policy.settings if isinstance(policy, HybridScaler) else None)
+    return _Run(scenario, policy, kernel or kernels.load(), clock_s, choice).run(progress)
 
 
 class _Run:
     """The state of one run beside that of its fleet: what is still to happen, and what was last observed."""
 
-    def __init__(self, scenario: Scenario, policy: Policy, kernel: Kernel, clock_s: Callable[[], float] | None) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        policy: Policy,
+        kernel: Kernel,
+        clock_s: Callable[[], float] | None,
+        choice: DeviceChoice,
+    ) -> None:
         self.scenario, self.policy, self.kernel, self.clock_s = scenario, policy, kernel, clock_s
+        self._choice = choice
         self.end_ns = round(scenario.duration_s * NS_PER_S)
         self.fleet = Fleet(scenario, kernel)
         self.series = Series(scenario)
@@ -115,7 +129,9 @@ class _Run:
         self.series.sample(self.fleet)
         observation = self._observe()
         before_s = self.clock_s() if self.clock_s is not None else 0.0
+        observation = self._choice.shown(observation, self._constant.offers)
         decision = self.policy.decide(observation)
+        self._choice.heed(observation.functions.names, decision)
         if self.clock_s is not None:
             self.decide_s.append(self.clock_s() - before_s)
         now_ns = self.fleet.now_ns
@@ -235,6 +251,7 @@ class _Constant:
     functions: dict[str, Any]
     devices: Devices
     fixed_lanes: FixedLanes
+    offers: Offers
 
 
 def _constant(scenario: Scenario) -> _Constant:
@@ -256,15 +273,40 @@ def _constant(scenario: Scenario) -> _Constant:
             overhead_ms=column("overhead_ms"),
             by_hand=np.zeros(len(functions), bool),
             devices=np.ones((len(functions), len(devices)), bool),
-            surfaces=tuple(f.truth if f.told is None else f.told for f in functions),
+            surfaces=tuple(function.told_on(devices[0].type) for function in functions),
         ),
         Devices(
             ids=tuple(device.name for device in devices),
             units=np.array([device.units for device in devices]),
             memory_bytes=np.array([device.memory_bytes for device in devices]),
+            node=_numbered([device.node for device in devices]),
+            type=_numbered([device.type for device in devices]),
         ),
         _fixed_lanes(devices),
+        _offers(scenario),
     )
+
+
+def _numbered(names: Sequence[str]) -> Array:
+    """Each one's number, in the order in which they come."""
+    known = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return np.array([known[name] for name in names], np.int64)
+
+
+def _offers(scenario: Scenario) -> Offers:
+    """Every function on every type of device, where there are several."""
+    prices: dict[str, float] = {}
+    for device in scenario.devices:
+        prices[device.type] = min(device.price, prices.get(device.type, device.price))
+    if len(prices) == 1:
+        return Offers()
+    types = _numbered([device.type for device in scenario.devices])
+    masks = [types == number for number in range(len(prices))]
+    of = {
+        function.name: tuple(Offer(n, function.told_on(name), masks[n]) for n, name in enumerate(prices))
+        for function in scenario.functions
+    }
+    return Offers(tuple(prices), tuple(prices.values()), of)
 
 
 def _fixed_lanes(devices: Sequence[SimDevice]) -> FixedLanes:

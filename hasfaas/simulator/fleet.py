@@ -52,7 +52,7 @@ class Fleet:
         self._free: list[int] = []
         self._functions = {f.name: i for i, f in enumerate(scenario.functions)}
         self._devices = {d.name: i for i, d in enumerate(scenario.devices)}
-        self._holds: dict[tuple[int, float, int], Array] = {}
+        self._holds: dict[tuple[int, str, float, int], Array] = {}
         devices = len(scenario.devices)
         self.lane_units = np.zeros(devices * MAX_LANES, np.int64)
         self.lane_ppm = np.zeros(devices * MAX_LANES, np.int64)
@@ -205,13 +205,14 @@ class Fleet:
         life, slot = self._life[row], self.world.slots[row]
         function = self.scenario.functions[life.function]
         table = function.table if self.scenario.law == "table" else None
-        key = (life.function, life.sm_percent, int(slot.quota_ppm) if table is not None else 0)
+        device_type = self.scenario.devices[life.device].type
+        key = (life.function, device_type, life.sm_percent, int(slot.quota_ppm) if table is not None else 0)
         holds = self._holds.get(key)
         if holds is None:
             holds = np.zeros(self.world.hold_ns.shape[1])
             for batch in range(1, function.batch_max + 1):
                 if table is None:
-                    holds[batch] = function.truth.hold(batch, life.sm_percent) * 1e6
+                    holds[batch] = function.truth_on(device_type).hold(batch, life.sm_percent) * 1e6
                 else:
                     quota_percent = max(int(slot.quota_ppm), 1) / PPM_PER_PERCENT
                     holds[batch] = table.latency(batch, life.sm_percent, quota_percent) * 1e6

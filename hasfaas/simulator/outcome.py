@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 import numpy as np
 
+from hasfaas.simulator.packing import Packing
 from hasfaas.simulator.result import Result
 
 Array = np.ndarray[Any, Any]
@@ -80,11 +81,15 @@ class Outcome:
     tail: Array
     course: Course
     interpreted: bool = False
+    decide_mean_ms: float = float("nan")
+    decide_p99_ms: float = float("nan")
+    packing: Packing | None = None
 
     @classmethod
     def of(cls, policy: str, result: Result) -> Outcome:
         """The figures of a run."""
         _, latency_ms, slo_ms = result.counted()
+        decide_ms = 1e3 * result.decide_s if len(result.decide_s) else np.array([np.nan])
         return cls(
             policy=policy,
             requests=len(latency_ms),
@@ -103,7 +108,10 @@ class Outcome:
             refused=result.refused,
             refusal=result.refusals[0].why if result.refusals else "",
             dropped=result.counts.dropped,
-            decide_ms=1e3 * float(np.median(result.decide_s)) if len(result.decide_s) else float("nan"),
+            decide_ms=float(np.median(decide_ms)),
+            decide_mean_ms=float(np.mean(decide_ms)),
+            decide_p99_ms=float(np.quantile(decide_ms, 0.99)),
+            packing=Packing.of(result),
             functions=tuple(_function(result, row) for row in range(len(result.arrived_s))),
             tail=_tail(latency_ms / slo_ms),
             course=_course(result),
@@ -118,14 +126,15 @@ class Outcome:
 
     def to_dict(self, price_usd_h: float) -> dict[str, Any]:
         """The JSON form: the figures without curves. What is not finite (a percentile of dropped calls) is None."""
-        left_out = ("tail", "course", "functions")
+        left_out = ("tail", "course", "functions", "packing")
         plain = attrs.asdict(self, recurse=False, filter=lambda field, _: field.name not in left_out)
         usd = {
             name: self.usd_per_1k(getattr(self, f"{name}_gpu_s"), price_usd_h)
             for name in ("reserved", "provisioned", "used", "billed")
         }
         functions = [_finite(attrs.asdict(function)) for function in self.functions]
-        return {**_finite(plain), "usd_per_1k": _finite(usd), "functions": functions}
+        packing = None if self.packing is None else {**attrs.asdict(self.packing), "quality": self.packing.quality}
+        return {**_finite(plain), "usd_per_1k": _finite(usd), "packing": packing, "functions": functions}
 
 
 # -- leaves -------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from hasfaas.simulator.scenario import Scenario
 HINDSIGHT = ("fixed", "oracle")
 # Policies that give each replica a whole device.
 WHOLE_GPUS = ("kpa", "ray")
+# Calls per second of one gateway: 32 callers of 100 bytes, on two cores with its clients (docs/performance.md).
+GATEWAY_RPS = 8309.0
 
 
 @attrs.frozen
@@ -30,6 +32,17 @@ class Comparison:
     load: str
     gpu: str = ""
     measured_on: str = ""
+    gateway_rps: float = GATEWAY_RPS
+
+    @property
+    def rps(self) -> float:
+        """Requests per second of all functions, the warm-up included."""
+        return sum(map(len, self.scenario.arrivals)) / self.scenario.duration_s
+
+    @property
+    def gateways(self) -> int:
+        """So many carry that, if each carries `gateway_rps`."""
+        return math.ceil(self.rps / self.gateway_rps)
 
     @property
     def slo_factor(self) -> float:
@@ -129,6 +142,29 @@ def verdict(comparison: Comparison) -> str:
     return " ".join([*said, late]).strip()
 
 
+def scale(comparison: Comparison) -> tuple[str, ...]:
+    """What grows with the number of functions and devices: a line a policy, and one on gateways."""
+    found = []
+    for outcome in comparison.outcomes:
+        packing = outcome.packing
+        placed = "no GPU was in use"
+        if packing is not None:
+            placed = (
+                f"{figures(packing.replicas)} replicas on {figures(packing.devices)} GPUs in the mean, on no fewer than "
+                f"{figures(packing.bound)} however packed ({packing.quality:.2f}); the GPUs in use are full to "
+                f"{100.0 * packing.memory_share:.0f} % by memory, {100.0 * packing.units_share:.0f} % by SMs"
+            )
+        found.append(
+            f"{outcome.policy}: a decision took {milliseconds(outcome.decide_mean_ms)} ms in the mean, "
+            f"{milliseconds(outcome.decide_p99_ms)} ms in 99 of 100; {placed}."
+        )
+    return (
+        *found,
+        f"{comparison.rps:,.0f} requests per second need {comparison.gateways} "
+        f"gateway{'s' * (comparison.gateways != 1)} that carry {comparison.gateway_rps:,.0f} each.",
+    )
+
+
 def notes(comparison: Comparison) -> tuple[str, ...]:
     """What a reader must know besides."""
     found = []
@@ -166,6 +202,9 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "slo_factor": comparison.slo_factor,
         "price_usd_per_gpu_h": comparison.price_usd_h,
         "allowed_late_share": comparison.allowed_percent / 100.0,
+        "rps": comparison.rps,
+        "gateway_rps": comparison.gateway_rps,
+        "gateways": comparison.gateways,
         "functions": [
             {
                 "name": function.name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import attrs
@@ -49,7 +49,8 @@ class SimFunction:
     """One function. `truth` is what its batches really hold a lane for, `told` what the scaler believes (None: the truth).
 
     `late_share` is what the promise allows, `overhead_ms` what each call takes outside its lane, whatever the load.
-    `table` is needed for the law "table" only. A replica of one that `streams` is sent nothing ahead.
+    `table` is needed for the law "table" only. A replica of one that `streams` is sent nothing ahead. `by_type` holds the
+    truth, which the scaler is told as well, on types of device where it differs.
     """
 
     name: str
@@ -65,17 +66,30 @@ class SimFunction:
     overhead_ms: float = attrs.field(default=0.0, validator=_at_least(0))
     table: LatencyGrid | None = None
     streams: bool = False
+    by_type: Mapping[str, Surface] = attrs.field(factory=dict)
+
+    def truth_on(self, device_type: str) -> Surface:
+        """What its batches hold a lane of such a device for."""
+        return self.by_type.get(device_type, self.truth)
+
+    def told_on(self, device_type: str) -> Surface:
+        """What the scaler believes of that."""
+        return self.by_type.get(device_type, self.truth if self.told is None else self.told)
 
 
 @attrs.frozen
 class SimDevice:
     """One device: its units (SMs, cores) and its memory. `lanes` are the SM percents of lanes cut in advance, of whole
-    units that fit: then there are no others (None: any lane of whole units is made)."""
+    units that fit: then there are no others (None: any lane of whole units is made). `type` is what functions differ by, and
+    `price` that of an hour beside the others; `node` is where it is."""
 
     name: str
     units: int = attrs.field(default=80, validator=_at_least(1))
     memory_bytes: int = attrs.field(default=16 * 2**30, validator=_at_least(1))
     lanes: tuple[float, ...] | None = attrs.field(default=None, converter=attrs.converters.optional(_numbers))
+    type: str = ""
+    price: float = attrs.field(default=1.0, validator=_positive)
+    node: str = ""
 
     def __attrs_post_init__(self) -> None:
         try:

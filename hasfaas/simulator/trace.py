@@ -82,6 +82,24 @@ class Trace:
             return attrs.evolve(self, names=names, counts=self.counts[rows])
         return attrs.evolve(self, names=names, times_s=tuple(self.times_s[row] for row in rows))
 
+    def repeated(self, functions: int) -> Trace:
+        """So many functions: these again and again, each copy from another part of the trace on, so that its peaks come at
+        other times. Raises InvalidRequestError (BAD_TRACE) for fewer than there are."""
+        there = len(self.names)
+        if functions < there:
+            raise bad_trace(
+                f"functions={functions} are fewer than the {there} of the trace: choose some of them instead"
+            )
+        copies = math.ceil(functions / there)
+        rows = [divmod(row, there) for row in range(functions)]
+        names = tuple(self.names[row] if copy == 0 else f"{self.names[row]}@{copy + 1}" for copy, row in rows)
+        if self.kind == "counts":
+            intervals = self.counts.shape[1]
+            counts = [np.roll(self.counts[row], -(copy * intervals // copies)) for copy, row in rows]
+            return attrs.evolve(self, names=names, counts=np.stack(counts))
+        part_s = self.duration_s / copies
+        return attrs.evolve(self, names=names, times_s=tuple(self._from(row, copy * part_s) for copy, row in rows))
+
     def window(self, start_s: float, duration_s: float) -> Trace:
         """The part from `start_s` on, as a trace of its own; of counts, the whole intervals that cover it.
 
@@ -107,6 +125,10 @@ class Trace:
             return np.asarray(self.counts.reshape(len(self.names), -1, round(1.0 / self.interval_s)).sum(axis=2))
         seconds = math.ceil(self.duration_s)
         return np.stack([np.bincount(times.astype(np.int64), minlength=seconds)[:seconds] for times in self.times_s])
+
+    def _from(self, row: int, start_s: float) -> Array:
+        """The times of one function where `start_s` is the beginning, and what was before it comes after the end."""
+        return np.sort((self.times_s[row] - start_s) % self.duration_s)
 
     def _check_times(self) -> None:
         if len(self.times_s) != len(self.names):

@@ -20,6 +20,8 @@ def spec_to_proto(spec: FunctionSpec) -> functions_pb2.FunctionSpec:
         idempotent=spec.idempotent,
         share_init=spec.share_init,
         timeout_s=spec.timeout_s,
+        env=spec.env,
+        secrets=spec.secrets,
     )
     if spec.batch is not None:
         message.batch.max_size = spec.batch.max_size
@@ -40,6 +42,8 @@ def spec_from_proto(message: functions_pb2.FunctionSpec) -> FunctionSpec:
         idempotent=message.idempotent,
         share_init=message.share_init,
         timeout_s=message.timeout_s,
+        env=message.env,
+        secrets=tuple(message.secrets),
     )
 
 

@@ -36,7 +36,8 @@ Buffer = bytes | bytearray | memoryview
 class FrameKind(enum.IntEnum):
     """Below 10: towards the replica. From 10: back. A client sends CALL where a gateway sends EXECUTE.
 
-    MEASURE is answered by MEASURED or ERROR. OBSERVED is what executions held the lane, about once a second.
+    MEASURE is answered by MEASURED or ERROR. OBSERVED is what executions held the lane, about once a second. From 20: between
+    a gateway and a node agent on another host. OPEN asks for the line to a replica, which OPENED begins; CONTROL is a message.
     """
 
     EXECUTE = 1
@@ -54,6 +55,9 @@ class FrameKind(enum.IntEnum):
     ERROR = 15
     MEASURED = 16
     OBSERVED = 17
+    OPEN = 20
+    OPENED = 21
+    CONTROL = 22
 
 
 @attrs.frozen

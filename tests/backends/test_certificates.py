@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hasfaas.backends import certificates
+from hasfaas.backends.authority import AUTHORITY_DAYS, ISSUED_DAYS
 from hasfaas.backends.certificates import Made
 from hasfaas.core.errors import AuthError, InvalidRequestError
 
@@ -52,12 +53,12 @@ def test_keys_are_closed_to_others_and_lifetimes_are_those_stated(tmp_path: Path
     for name in ("ca.key", "server.key"):
         assert (made.folder / name).stat().st_mode & 0o777 == 0o600
     assert made.folder.stat().st_mode & 0o777 == 0o700
-    assert made.authority_ends == NOW + certificates.AUTHORITY_DAYS * DAY
-    assert made.server_ends == NOW + certificates.SERVER_DAYS * DAY
+    assert made.authority_ends == NOW + AUTHORITY_DAYS * DAY
+    assert made.server_ends == NOW + ISSUED_DAYS * DAY
 
 
 def test_an_ended_certificate_is_not_believed(tmp_path: Path) -> None:
-    made = certificates.make(tmp_path, ["a"], NOW - (certificates.SERVER_DAYS + 1) * DAY)
+    made = certificates.make(tmp_path, ["a"], NOW - (ISSUED_DAYS + 1) * DAY)
     with pytest.raises(ssl.SSLCertVerificationError, match="expired"):
         handshake(made, made.ca_file, "a")
 
@@ -96,7 +97,7 @@ def test_a_gateway_cannot_vouch_for_another(tmp_path: Path) -> None:
 
 
 def test_an_authority_near_its_end_makes_no_more(tmp_path: Path) -> None:
-    certificates.make(tmp_path, ["a"], NOW - (certificates.AUTHORITY_DAYS - certificates.SERVER_DAYS + 1) * DAY)
+    certificates.make(tmp_path, ["a"], NOW - (AUTHORITY_DAYS - ISSUED_DAYS + 1) * DAY)
     with pytest.raises(AuthError, match="--out") as caught:
         certificates.make(tmp_path, ["a"], NOW)
     assert caught.value.reason == "CERTIFICATE_EXPIRED"
@@ -114,3 +115,33 @@ def test_a_host_that_cannot_be_is_told(tmp_path: Path, host: str) -> None:
     with pytest.raises(InvalidRequestError, match="host="):
         certificates.make(tmp_path / "new", [host], NOW)
     assert not (tmp_path / "new").exists()
+
+
+# -- of a cluster ----------------------------------------------------------------------------------------------------
+
+
+def test_the_keys_of_a_cluster_are_closed_to_others_and_end_as_stated(tmp_path: Path) -> None:
+    made = certificates.make_cluster(tmp_path / "new", NOW)
+    for key in (made.folder / "ca.key", made.gateway_key_file, made.node_key_file):
+        assert key.stat().st_mode & 0o777 == 0o600
+    assert made.folder.stat().st_mode & 0o777 == 0o700
+    assert (made.authority_ends, made.ends) == (NOW + AUTHORITY_DAYS * DAY, NOW + ISSUED_DAYS * DAY)
+    assert not made.renewed
+
+
+def test_the_certificates_of_a_cluster_are_renewed_and_its_authority_is_kept(tmp_path: Path) -> None:
+    first = certificates.make_cluster(tmp_path, NOW - DAY)
+    ca, gateway, node = (p.read_bytes() for p in (first.ca_file, first.gateway_cert_file, first.node_cert_file))
+    again = certificates.make_cluster(tmp_path, NOW)
+    assert again.renewed
+    assert again.ends == first.ends + DAY
+    assert again.ca_file.read_bytes() == ca
+    assert again.gateway_cert_file.read_bytes() != gateway
+    assert again.node_cert_file.read_bytes() != node
+
+
+def test_the_authority_of_a_cluster_that_is_near_its_end_makes_no_more(tmp_path: Path) -> None:
+    certificates.make_cluster(tmp_path, NOW - (AUTHORITY_DAYS - ISSUED_DAYS + 1) * DAY)
+    with pytest.raises(AuthError, match=r"ca\.key out of that folder") as caught:
+        certificates.make_cluster(tmp_path, NOW)
+    assert caught.value.reason == "CERTIFICATE_EXPIRED"

@@ -72,6 +72,7 @@ def device(made: Gateway) -> pb.DeviceStatus:
     return found
 
 
+@pytest.mark.alone
 def test_a_life_on_a_static_partition(box: Box) -> None:
     box.equip()
     with gateway(CUDA) as made:

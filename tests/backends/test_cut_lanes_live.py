@@ -18,6 +18,8 @@ from hasfaas.node.lanes import NO_SUCH_LANE
 from hasfaas.sdk.cli import cli
 from tests.live import Gateway, eventually, gateway
 
+pytestmark = pytest.mark.alone
+
 LANES = (50.0, 25.0, 25.0)
 CUT = {0: tuple(range(40)), 1: tuple(range(40, 60)), 2: tuple(range(60, 80))}
 BATCHES, SHARES = (1, 2, 4), (5, 10, 25, 50, 75, 100)

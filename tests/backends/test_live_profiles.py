@@ -12,6 +12,8 @@ from hasfaas.core.settings import DeviceSettings
 from hasfaas.rapp.profile import Profile
 from tests.live import Gateway, eventually, gateway
 
+pytestmark = pytest.mark.alone
+
 TABLE = {"batches": [1], "sm_percents": [100], "latency_ms": [[0.2]]}
 
 

@@ -21,6 +21,7 @@ import pytest
 
 from hasfaas import AuthError, ConflictError, InvalidRequestError, NotFoundError, SerializationError, UnavailableError
 from hasfaas.backends import certificates
+from hasfaas.backends.certificates import GATEWAY_NAME
 from hasfaas.backends.cluster.backend import ClusterBackend
 from hasfaas.backends.local.backend import LocalBackend
 from hasfaas.core import token_file
@@ -179,6 +180,8 @@ def test_a_client_must_have_what_it_needs(shared: NetworkedGateway) -> None:
         endpoint(token_file=None)
     with pytest.raises(InvalidRequestError, match=r"cluster\.ca_file.*in the clear"):
         endpoint(addresses=("gpu1.example:7070",), ca_file=None)
+    with pytest.raises(InvalidRequestError, match=r"cluster\.ca_file.*cluster\.server_name"):
+        endpoint(server_name=GATEWAY_NAME, ca_file=None)
     with pytest.raises(InvalidRequestError, match=r"cluster\.ca_file=.*no certificate"):
         endpoint(ca_file=shared.tokens_file)
 
@@ -312,6 +315,23 @@ def test_a_renewed_certificate_serves_without_a_restart(shared: NetworkedGateway
         context.wrap_socket(line, server_hostname="renewed.example").close()
     assert verbs.add.remote(1) == 2
     assert shared.pid() == pid
+
+
+def test_a_certificate_may_be_looked_at_for_a_name_that_is_not_the_address(shared: NetworkedGateway) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    certificates.make(shared.certs.folder, [GATEWAY_NAME], now)
+    try:
+        named = shared.client_of(attrs.evolve(shared.cluster, server_name=GATEWAY_NAME))
+        set_default_client(named)
+        assert verbs.add.remote(1) == 2
+        for name, words in ((None, "certs init --host"), ("other.example", "cluster.server_name=other.example")):
+            stranger = shared.client_of(attrs.evolve(shared.cluster, server_name=name))
+            with pytest.raises(AuthError, match=words) as caught:
+                stranger.run(stranger.gateway_status())
+            assert caught.value.reason == "BAD_CERTIFICATE"
+        named.run(named.close())
+    finally:
+        certificates.make(shared.certs.folder, ["127.0.0.1", "localhost"], now)
 
 
 def test_a_client_goes_to_the_next_gateway_and_comes_back() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hasfaas.backends.observer import GUESSED_COLD_START_S, RISE, YIELDING_QUOTA_PERCENT, Observer, Recent
 from hasfaas.core.spec import Kind
 from hasfaas.core.state import ReplicaState
-from hasfaas.devices.base import Condition, Health
+from hasfaas.devices.base import Condition, DeviceInfo, Health
 from hasfaas.executor.quota import Timing
 from hasfaas.scaling.observation import Life
 from hasfaas.serving.ports import Sizing
@@ -188,3 +188,40 @@ def test_lanes_that_were_cut_in_advance_are_rows_of_their_device() -> None:
     fleet.nodes.devices[second] = attrs.evolve(info, fixed_lanes=cut)
     fixed = observer(fleet).observe(1.0).fixed_lanes
     assert (fixed.device.tolist(), fixed.lane.tolist(), fixed.units.tolist()) == ([1, 1], [0, 1], [1, len(cut[1])])
+
+
+def test_types_and_nodes_of_devices_are_numbers_and_several_profiles_are_a_choice() -> None:
+    fleet = MemoryFleet(record(), record("app.g"), record("app.h"))
+    models = {"a/sim0": "v100", "a/sim1": "h100", "b/sim0": "v100"}
+    fleet.nodes.devices = {
+        name: DeviceInfo(
+            name, "sim", tuple(range(80)), 2**34, model=model, node=name[0], price=2.0 if name[0] == "a" else 1.5
+        )
+        for name, model in models.items()
+    }
+    fleet.nodes.conditions = dict.fromkeys(models, Condition())
+    fleet.nodes.conditions["b/sim0"] = Condition(Health.LOST, "gone")
+    both = {"sim:h100": surface(1.0), "sim:v100": surface(2.0)}
+    seen = observer(fleet, MemoryProfiles({"app.f": both, "app.g": {"sim:v100": surface()}}))
+    found = seen.observe(1.0)
+    assert (found.devices.node.tolist(), found.devices.type.tolist()) == ([0, 0, 1], [0, 1, 0])
+    assert found.functions.device_type.tolist() == [1, 0, -1]
+    assert found.functions.devices.tolist() == [[False, True, False], [True, False, False], [True, True, False]]
+    assert found.functions.surfaces == (both["sim:h100"], seen._profiles.surfaces(record("app.g"))["sim:v100"], None)
+    assert (seen.offers.names, seen.offers.prices, set(seen.offers.of)) == (
+        ("sim:v100", "sim:h100"),
+        (1.5, 2.0),
+        {"app.f"},
+    )
+    offers = {offer.type: (offer.surface, offer.devices.tolist()) for offer in seen.offers.of["app.f"]}
+    assert offers == {1: (both["sim:h100"], [False, True, False]), 0: (both["sim:v100"], [True, False, False])}
+
+
+def test_the_overhead_is_told_by_the_type_that_a_replica_is_on() -> None:
+    fleet = MemoryFleet(record())
+    fleet.nodes.devices = {name: DeviceInfo(name, "sim", (0,), 2**34, model=name) for name in ("old", "new")}
+    fleet.nodes.conditions = dict.fromkeys(fleet.nodes.devices, Condition())
+    fleet.seat("a", quota=100.0, sm_percent=100.0, device_id="new")
+    seen = observer(fleet, MemoryProfiles({"app.f": {"sim:old": surface(40.0), "sim:new": surface(10.0)}}))
+    fleet.router.latencies["app.f"] = [Answered(13.0, True)]
+    assert float(seen.observe(1.0).functions.overhead_ms[0]) == pytest.approx(3.0 * RISE)

@@ -21,6 +21,8 @@ from hasfaas.wire.payload import encode_arguments
 from hasfaas.wire.v1 import functions_pb2 as pb
 from tests.live import Gateway, eventually, gateway
 
+pytestmark = pytest.mark.alone
+
 TABLE = {"batches": [1, 8], "sm_percents": [25, 50, 100], "latency_ms": [[8, 4, 2], [36, 18, 9]]}
 SHORT = [(1, 100.0, 100.0)]
 Array = np.ndarray[Any, Any]

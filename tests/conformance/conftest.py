@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import attrs
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from hasfaas.backends.base import Endpoint
 from hasfaas.backends.local.backend import LocalBackend
 from hasfaas.core.settings import DeviceSettings
-from tests.live import Gateway, gateway
+from hasfaas.testing.running import RunningBackend
+from tests.clustered import clustered
+from tests.live import gateway
 from tests.networked import networked
 
 # Each gives one lane: functions that nobody sized share it, and three pinned ones meet in it.
@@ -21,6 +24,8 @@ BACKENDS = {
     "sim over grpc": (DeviceSettings(kind="sim"),),
     # By a port of loopback, with TLS and a token, through the cluster backend.
     "sim over tls": (DeviceSettings(kind="sim"),),
+    # A cluster of one node, on which the gateway is not: every call goes over TLS to the node's agent and on to the replica.
+    "sim over nodes": (DeviceSettings(kind="sim"),),
 }
 
 
@@ -30,8 +35,15 @@ AREAS = {
 }
 """The areas that the way to the gateway can change. What lanes do is decided beyond it, and would take half as long again."""
 
+MEASURED = ("QuotaShares", "ProfileVerbs")
+"""The areas that measure."""
 
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if _area(item) in MEASURED:
+            item.add_marker(pytest.mark.alone)
     left_out = [item for item in items if not _wanted(item)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
@@ -57,11 +69,17 @@ class OverGrpc(LocalBackend):
         return attrs.evolve(super().endpoint(announce), frames=None)
 
 
+def _started(backend: str) -> AbstractContextManager[RunningBackend]:
+    devices = BACKENDS[backend]
+    if backend.endswith("over nodes"):
+        return clustered({"far": devices})
+    return networked(*devices) if backend.endswith("over tls") else gateway(*devices)
+
+
 @pytest.fixture(scope="session", params=sorted(BACKENDS))
-def running(request: pytest.FixtureRequest) -> Iterator[Gateway]:
+def running(request: pytest.FixtureRequest) -> Iterator[RunningBackend]:
     """One gateway for all tests of one backend."""
-    over_tls = request.param.endswith("over tls")
-    with networked(*BACKENDS[request.param]) if over_tls else gateway(*BACKENDS[request.param]) as made:
+    with _started(request.param) as made:
         if request.param.endswith("over grpc"):
             made.client._backend = OverGrpc(made.settings)
         yield made

@@ -37,6 +37,8 @@ from tests.fakes import mps_daemon, nvml_library, standin_cupy, threads
 from tests.fakes.async_stream import AsyncStream
 from tests.fakes.threads import ThreadStream
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).parents[2]
 MS = 1_000_000
 MEMORY_BYTES = 1 << 30

@@ -20,6 +20,8 @@ from hasfaas.sdk.cli import cli
 from hasfaas.sdk.function import Call
 from tests.live import Gateway, eventually, gateway
 
+pytestmark = pytest.mark.alone
+
 BATCHES, SHARES = (1, 2, 4, 8), (5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
 TABLE = {
     "batches": list(BATCHES),

@@ -128,6 +128,11 @@ def test_the_length_of_a_socket_path_is_counted_in_bytes() -> None:
         {"batch": {"max_size": 0}},
         {"batch": {"max_wait_ms": -1}},
         {"batch": {"size": 1}},
+        {"env": "A=1"},
+        {"env": {"A": 1}},
+        {"env": {"LD_PRELOAD": "x"}},
+        {"secrets": "TOKEN"},
+        {"secrets": ["a b"]},
     ],
 )
 def test_an_override_that_the_decorator_would_refuse_is_refused(options: dict[str, object]) -> None:
@@ -144,6 +149,8 @@ FUNCTIONS = st.dictionaries(
             "memory": st.sampled_from(["2GiB", "512MiB"]),
             "replicas": st.just((0, 3)),
             "idempotent": st.booleans(),
+            "env": st.just({"MODE": "7", "B": ""}),
+            "secrets": st.just(("A", "B")),
             "batch": st.fixed_dictionaries({}, optional={"max_size": st.integers(1, 64)}).filter(bool),
         },
     ),
@@ -189,6 +196,19 @@ def test_json_that_is_no_settings_is_refused(text: str) -> None:
 
 def test_json_holds_no_key_that_the_schema_lacks() -> None:
     assert set(json.loads(settings().to_json())) == set(module.SCHEMA)
+
+
+@pytest.mark.parametrize("option", [{"env": {"A": "hf_value\0"}}, {"secrets": "hf_value"}, {"secrets": ["hf_value!"]}])
+def test_what_may_be_a_secret_is_not_repeated(option: dict[str, object]) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        settings(functions={"app.fn": option})
+    assert "hf_value" not in str(caught.value)
+    assert str(caught.value).startswith('functions."app.fn".')
+
+
+def test_secrets_lie_in_the_state_dir_unless_told_otherwise() -> None:
+    assert settings().secrets_dir == HERE["state_dir"] / "secrets"
+    assert settings(secrets_dir=Path("/etc/own")).secrets_dir == Path("/etc/own")
 
 
 def test_leaves_cover_every_field() -> None:

@@ -66,6 +66,7 @@ def test_what_a_gpu_has_is_all_of_it_unless_less_is_asked_for() -> None:
     assert (less.options["partitions"], less.options["lanes"]) == ("static", [50, 25.0])
     assert (whole.options["protocol"], less.options["protocol"]) == (None, 3)
     assert whole.facts == {"uuid": "GPU-a", "name": "NVIDIA H100", "capability": "9.0", "mig": False}
+    assert (whole.model, less.model) == ("NVIDIA H100", "NVIDIA H100, static, lanes 50,25")
 
 
 @pytest.mark.parametrize(

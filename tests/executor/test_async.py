@@ -14,6 +14,8 @@ from hasfaas.executor.tokens import SlotLease, TokenTable
 from tests.fakes.async_stream import AsyncStream
 from tests.fakes.replica_processes import MS, Lane
 
+pytestmark = pytest.mark.alone
+
 
 class HandStream(Stream):
     """An asynchronous stream whose kernels end when the test says so; a wait ends what it waits for, and is

@@ -23,6 +23,8 @@ from hasfaas.executor.quota import GRACE_NS, SlotState
 from hasfaas.executor.tokens import SlotLease, TokenTable
 from tests.fakes.replica_processes import MS, Lane
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def table() -> Iterator[TokenTable]:

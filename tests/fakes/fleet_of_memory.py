@@ -165,6 +165,9 @@ class MemoryFleet:
     def functions(self) -> Iterable[MemoryDeployed]:
         return tuple(self.known.values())
 
+    def replicas(self, name: str) -> tuple[Any, ...]:
+        return ()
+
     def member(self, replica_id: str) -> MemoryMember | None:
         return next((d.members[replica_id] for d in self.known.values() if replica_id in d.members), None)
 
@@ -203,16 +206,16 @@ class MemoryFleet:
 
 @attrs.define(eq=False)
 class MemoryProfiles:
-    """Surfaces by function, each of a `sim` device."""
+    """Surfaces by function: one of `sim` devices, or by type of device."""
 
-    surfaces: dict[str, Surface] = attrs.field(factory=dict)
+    known: dict[str, Surface | dict[str, Surface]] = attrs.field(factory=dict)
 
-    def surface(self, record: FunctionRecord) -> tuple[str, Surface] | None:
-        found = self.surfaces.get(record.name)
-        return None if found is None else ("sim", found)
+    def surfaces(self, record: FunctionRecord) -> dict[str, Surface]:
+        found = self.known.get(record.name, {})
+        return found if isinstance(found, dict) else {"sim": found}
 
     def state(self, record: FunctionRecord) -> ProfileState:
-        return ProfileState("few-shot" if record.name in self.surfaces else "unprofiled")
+        return ProfileState("few-shot" if record.name in self.known else "unprofiled")
 
 
 def log_lines(folder: Path) -> list[str]:

@@ -86,6 +86,9 @@ class RecordingControl:
     def devices(self) -> Sequence[DeviceView]:
         return [DeviceView("cpu0", "cpu", 2, 2**34, 2**30, (LaneView(2, (0,), 50.0, 30.0),), 0.15)]
 
+    async def bring_logs(self, name: str) -> None:
+        return
+
     def logs(self, name: str) -> Sequence[tuple[str, Path]]:
         return self.log_files
 

@@ -201,3 +201,27 @@ def test_a_package_that_offers_no_device_is_named(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(InvalidRequestError, match="'theirs' offers no device"):
         devices_of([DeviceSettings(kind="theirs")])
     module_of.cache_clear()
+
+
+# -- types, prices and nodes -------------------------------------------------------------------------------------------
+
+
+def test_a_model_and_a_price_are_those_of_the_table() -> None:
+    found = devices_of([sim(model="v100", price=2.5, count=2), sim(model="v100", lanes=(50.0, 25.0)), sim()])
+    assert [device.price for device in found] == [2.5, 2.5, 1.0, 1.0]
+    types = ["sim:v100", "sim:v100", "sim:v100, lanes 50,25", "sim"]
+    assert [base.device_type(device) for device in found] == types
+
+
+def test_the_processor_and_its_cores_are_a_cpus_model() -> None:
+    model = one(DeviceSettings(kind="cpu", cores=1)).model
+    assert model == "" or model.endswith(", 1 cores")
+
+
+def test_a_node_gets_the_tables_for_it_and_for_all_and_where_there_are_no_nodes_such_a_table_is_refused() -> None:
+    tables = [sim(id="any"), sim(id="mine", node="gpu1"), sim(id="other", node="gpu2")]
+    assert [device.device_id for device in devices_of(tables, node="gpu1")] == ["any", "mine"]
+    assert [device.device_id for device in devices_of(tables, node="gpu3")] == ["any"]
+    with pytest.raises(InvalidRequestError, match=r"node='gpu1'.*take it out, or say backend") as caught:
+        devices_of(tables)
+    assert caught.value.reason == "BAD_OPTION"

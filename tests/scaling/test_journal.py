@@ -249,3 +249,22 @@ def test_a_damaged_log_says_where(line: int, text: str, message: str) -> None:
 
 def test_empty_lines_count_and_are_nothing_else() -> None:
     assert len(list(journal.read([GOOD[0], "", *GOOD[1:], "\n"]))) == 3
+
+
+def test_one_node_and_one_type_are_not_written_and_logs_without_them_are_read() -> None:
+    def log(seen: Observation) -> list[str]:
+        scribe = Scribe("p", {})
+        return [scribe.begin(), *scribe.tick(seen, Decision((), "steady", 6.0))]
+
+    seen = observation(devices=2)
+    one = attrs.evolve(
+        seen,
+        devices=attrs.evolve(seen.devices, node=np.zeros(2, np.int64), type=np.zeros(2, np.int64)),
+        functions=attrs.evolve(seen.functions, device_type=np.zeros(1, np.int64)),
+    )
+    several = attrs.evolve(one, devices=attrs.evolve(one.devices, node=np.array([0, 1]), type=np.array([1, 0])))
+    assert not any(key in log(one)[-1] for key in ('"node"', '"type"', '"device_type"'))
+    assert '"node":[0,1]' in log(several)[-1] and '"type":[1,0]' in log(several)[-1]
+    for each in (one, several):
+        (tick,) = [entry for _, entry in journal.read(log(each)) if isinstance(entry, Tick)]
+        assert same(tick.observation, each)

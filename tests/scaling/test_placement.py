@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import attrs
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,6 +70,54 @@ def test_memory_and_lanes_bound_a_device() -> None:
 def test_devices_that_are_not_allowed_are_left_out() -> None:
     spot = empty().spot(10.0, 10.0, GIB, devices=np.array([False, True]))
     assert spot is not None and spot.device == 1
+
+
+def two_nodes(devices: int = 4, cut: tuple[int, ...] = ()) -> Book:
+    """The same, the first half of the devices on one node, the others on another."""
+    seen = Plant([surface()], devices=devices, cut=cut).observe([0.0])
+    nodes = np.repeat([0, 1], devices // 2)
+    return Book.of(attrs.evolve(seen, devices=attrs.evolve(seen.devices, node=nodes)))
+
+
+def test_a_second_replica_goes_to_another_node_where_that_opens_no_more_lanes() -> None:
+    book = two_nodes()
+    first = seat(book, 25.0, 60.0)
+    assert first == Spot(0, 0, True, 40.0)
+    held = book.node == book.node[first.device]
+    # Both would open a lane; the other node's device is empty.
+    assert seat(book, 25.0, 60.0, held=held) == Spot(2, 0, True, 40.0)
+    # Both have a lane with room: the other node's first, though the first node's is fuller.
+    assert seat(book, 25.0, 20.0) == Spot(0, 0, False, 20.0)
+    assert seat(book, 25.0, 20.0, held=held) == Spot(2, 0, False, 20.0)
+    # The first node has room in a lane, the other one would open one.
+    assert seat(book, 25.0, 20.0, held=held) == Spot(2, 0, False, 0.0)
+    assert seat(book, 25.0, 20.0, held=held) == Spot(0, 0, False, 0.0)
+
+
+def test_who_holds_every_node_is_packed_and_lanes_cut_in_advance_are_spread_too() -> None:
+    book = two_nodes()
+    seat(book, 50.0, 100.0)
+    assert seat(book, 20.0, 50.0, held=np.ones(4, bool)) == Spot(0, 1, True, 50.0)
+    cut = two_nodes(cut=(40, 20, 20))
+    assert seat(cut, 25.0, 50.0) == Spot(0, 1, True, 50.0)
+    assert seat(cut, 25.0, 50.0) == Spot(0, 2, True, 50.0)
+    assert seat(cut, 50.0, 50.0, held=cut.node == 0) == Spot(2, 0, True, 50.0)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([10.0, 25.0, 50.0]), st.sampled_from([20.0, 50.0, 100.0])), max_size=12),
+    st.integers(0, 1),
+)
+def test_spreading_finds_room_wherever_packing_does_and_opens_as_many_lanes(
+    taken: list[tuple[float, float]], held: int
+) -> None:
+    book = two_nodes()
+    for sm_percent, quota_percent in taken:
+        seat(book, sm_percent, quota_percent)
+    packed = book.spot(25.0, 50.0, GIB)
+    spread = book.spot(25.0, 50.0, GIB, held=book.node == held)
+    assert (packed is None) == (spread is None)
+    assert packed is None or spread is None or packed.new == spread.new
 
 
 def test_a_resize_is_granted_as_far_as_the_lane_has_room() -> None:

@@ -258,3 +258,20 @@ def test_a_log_that_cannot_be_replayed_says_why(
     result = run(made, "replay", str(path))
     assert result.exit_code == 2
     assert message in result.output
+
+
+def test_the_type_of_device_is_told_with_the_others(made: FakeGateway) -> None:
+    candidates = [
+        {"type": "sim:l4", "cost": 0.05, "keeps": True, "room": False},
+        {"type": "sim:h100", "cost": 0.08, "keeps": True, "room": None},
+        {"type": "cpu", "cost": 0.01, "keeps": False, "room": None},
+    ]
+    choice = {"type": "sim:h100", "why": "sim:l4 has no room for more", "candidates": candidates}
+    lines = run(made, "explain", "f", told={**GOVERNED, "device_type": choice}).output.splitlines()
+    at = next(n for n, line in enumerate(lines) if "device " in line and "sim:h100:" in line)
+    assert [" ".join(line.split()) for line in lines[at : at + 4]] == [
+        "device sim:h100: sim:l4 has no room for more",
+        "sim:l4: costs 0.05, no room",
+        "sim:h100: costs 0.08",
+        "cpu: costs 0.01, cannot keep the promise",
+    ]

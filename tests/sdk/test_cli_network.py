@@ -154,6 +154,28 @@ def test_without_a_file_for_tokens_the_key_is_named(folder: Path) -> None:
         assert "network.tokens_file" in operator("token", *args, expect=2).stderr
 
 
+def test_tokens_of_a_cluster_are_kept_with_its_state(folder: Path) -> None:
+    url = f"file://{folder}/state"
+    operator = person(folder, "operator", backend="cluster", cluster_state_url=url)
+    other = person(folder, "other", backend="cluster", cluster_state_url=url)
+    assert operator.json("token", "list") == []
+    made = operator.json("token", "create", "a", "--scopes", "invoke")
+    assert [row["name"] for row in other.json("token", "list")] == ["a"]
+    assert made["token"].rpartition(".")[2] not in (folder / "state" / "tokens.json").read_text()
+    assert "revoke a" in other("token", "create", "a", "--scopes", "read", expect=2).stderr
+    assert "revoked" in other("token", "revoke", "a").stdout
+    assert f"no token 'a' in {url}/tokens.json" in operator("token", "revoke", "a", expect=2).stderr
+    own = attrs.evolve(
+        operator, variables=operator.variables | {"HASFAAS_NETWORK_TOKENS_FILE": f"{folder}/operator/t.json"}
+    )
+    own("token", "create", "b", "--scopes", "read")
+    assert operator.json("token", "list") == [], "a file that is named comes first"
+    local = attrs.evolve(operator, variables=operator.variables | {"HASFAAS_BACKEND": "local"})
+    assert "cluster.state_url" in local("token", "list", expect=2).stderr
+    far = attrs.evolve(operator, variables=operator.variables | {"HASFAAS_CLUSTER_STATE_URL": "nosuch://bucket"})
+    assert "cluster.state_url" in far("token", "list", expect=2).stderr
+
+
 def test_certificates_say_what_they_are_and_are_renewed(folder: Path) -> None:
     operator = person(folder, "operator")
     made = operator.json("certs", "init")

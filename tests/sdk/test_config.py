@@ -71,6 +71,7 @@ def test_with_nothing_set_every_key_has_its_default_and_says_so(home: Home) -> N
     assert resolved.settings.backend == "local"
     assert resolved.settings.state_dir == Path("/state")
     assert resolved.settings.runtime_dir == Path("/run")
+    assert resolved.settings.secrets_dir == home.root / "home/secrets", "beside the user's file"
     assert resolved.settings.devices == (DeviceSettings(kind="auto"),)
     assert [key for key, _, _ in resolved.rows()] == list(resolved.origins)
 
@@ -124,6 +125,13 @@ def test_options_of_one_function_come_from_several_sources(home: Home) -> None:
     assert resolved.origins['functions."app.fn".batch.max_size'] == "env HASFAAS_FUNCTIONS"
     assert resolved.origins['functions."app.fn".batch.max_wait_ms'] == project_file
     assert resolved.origins['functions."app.fn".replicas'] == "command line"
+
+
+def test_variables_of_one_function_come_from_several_sources(home: Home) -> None:
+    home.write("project/hasfaas.toml", '[functions."app.fn"]\nenv = {A = "1", B = "1"}\nsecrets = ["X", "Y"]\n')
+    resolved = home.load(env={"HASFAAS_FUNCTIONS": '{"app.fn": {"env": {"B": "2"}, "secrets": ["Z"]}}'})
+    assert resolved.settings.functions == {"app.fn": {"env": {"A": "1", "B": "2"}, "secrets": ("Z",)}}
+    assert resolved.origins['functions."app.fn".env.B'] == "env HASFAAS_FUNCTIONS"
 
 
 def test_a_list_is_one_setting_and_is_replaced_as_a_whole(home: Home) -> None:

@@ -195,6 +195,28 @@ def test_options_belong_to_the_version(client: Client) -> None:
     assert function(slo_ms=50)(plain).version in versions
 
 
+def test_variables_and_names_of_secrets_belong_to_the_version_in_whatever_order(client: Client) -> None:
+    def version(**options: Any) -> str:
+        return function(slo_ms=50, **options)(plain).version
+
+    first = version(env={"A": "1", "B": "2"}, secrets=("X", "Y"))
+    assert version(env={"B": "2", "A": "1"}, secrets=["Y", "X"]) == first
+    others = [
+        version(),
+        version(env={"A": "1", "B": "3"}, secrets=("X", "Y")),
+        version(env={"A": "1", "C": "2"}, secrets=("X", "Y")),
+        version(env={"A": "1", "B": "2"}, secrets=("X", "Z")),
+    ]
+    assert len({first, *others}) == 5
+
+
+def test_the_configuration_adds_variables_and_replaces_secrets(client: Client) -> None:
+    options: dict[str, object] = {"env": {"A": "2", "C": "3"}, "secrets": ("Z",)}
+    client.settings = attrs.evolve(client.settings, functions={"test_function.plain": options})
+    spec = function(slo_ms=50, env={"A": "1", "B": "1"}, secrets=("X",))(plain).deployable().spec
+    assert (spec.env, spec.secrets) == ({"A": "2", "B": "1", "C": "3"}, ("Z",))
+
+
 def test_the_configuration_overrides_options_and_nothing_else(client: Client) -> None:
     options: dict[str, object] = {"slo_ms": 70.0, "replicas": (1, 2), "batch": {"max_size": 2}, "timeout_s": 5.0}
     client.settings = attrs.evolve(client.settings, functions={"test_function.plain": options})

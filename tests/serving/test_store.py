@@ -8,14 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 import pytest
 
 from hasfaas.core.errors import NotFoundError
 from hasfaas.core.spec import Batch, FunctionSpec, Kind
-from hasfaas.serving.ports import FunctionRecord, Sizing
+from hasfaas.serving.ports import FunctionRecord, Sizing, Store
 from hasfaas.serving.store import LocalStore
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +29,8 @@ SPEC = FunctionSpec(
     max_replicas=3,
     idempotent=True,
     timeout_s=7.0,
+    env={"MODE": "fast"},
+    secrets=("API_KEY", "HF_TOKEN"),
 )
 
 
@@ -44,6 +46,12 @@ def record(name: str = "app.f", version: str = "v1", bundle: bytes = b"bundle", 
         signature=b"\x00\xffsigned",
     )
     return attrs.evolve(made, **changes)
+
+
+class Opened(Store, Protocol):
+    """A store that a gateway has opened. `tests/backends/test_shared_store.py` runs many of these tests on another one."""
+
+    def close(self) -> None: ...
 
 
 @pytest.fixture
@@ -68,15 +76,21 @@ def reopen(folder: Path) -> Iterator[Callable[[], LocalStore]]:
 
 
 @pytest.fixture
-def store(reopen: Callable[[], LocalStore]) -> LocalStore:
+def store(reopen: Callable[[], Opened]) -> Opened:
     return reopen()
+
+
+@pytest.fixture
+def kept(folder: Path) -> Callable[[], set[str]]:
+    """The bundles that there are."""
+    return lambda: bundles(folder)
 
 
 def bundles(folder: Path) -> set[str]:
     return {path.name for path in (folder / "bundles").iterdir()}
 
 
-def test_what_was_put_is_there_after_a_restart(store: LocalStore, reopen: Callable[[], LocalStore]) -> None:
+def test_what_was_put_is_there_after_a_restart(store: Opened, reopen: Callable[[], Opened]) -> None:
     store.put(record(), b"bundle")
     again = reopen()
     assert again.get("app.f") == record()
@@ -86,24 +100,24 @@ def test_what_was_put_is_there_after_a_restart(store: LocalStore, reopen: Callab
 
 @pytest.mark.parametrize("kind", Kind)
 @pytest.mark.parametrize("batch", [None, Batch(1, 0.0), Batch(4096, 60_000.0)])
-def test_every_kind_and_option_is_kept(store: LocalStore, kind: Kind, batch: Batch | None) -> None:
+def test_every_kind_and_option_is_kept(store: Opened, kind: Kind, batch: Batch | None) -> None:
     made = record(kind=kind, spec=attrs.evolve(SPEC, batch=batch), packages=(), signature=b"")
     store.put(made, b"bundle")
     assert store.get("app.f") == made
 
 
-def test_nothing_is_there_at_first(store: LocalStore) -> None:
+def test_nothing_is_there_at_first(store: Opened) -> None:
     assert store.get("app.f") is None
     assert list(store.all()) == []
 
 
-def test_functions_come_by_name(store: LocalStore) -> None:
+def test_functions_come_by_name(store: Opened) -> None:
     for name in ("c.f", "a.f", "b.f"):
         store.put(record(name), b"bundle")
     assert [found.name for found in store.all()] == ["a.f", "b.f", "c.f"]
 
 
-def test_a_later_version_takes_the_name_and_the_former_bundle_stays(store: LocalStore) -> None:
+def test_a_later_version_takes_the_name_and_the_former_bundle_stays(store: Opened) -> None:
     """A deployment that fails is taken back, and then the former bundle is needed."""
     store.put(record(), b"bundle")
     later = record(version="v2", bundle=b"other")
@@ -115,9 +129,7 @@ def test_a_later_version_takes_the_name_and_the_former_bundle_stays(store: Local
 # -- sizing ------------------------------------------------------------------------------------------------------------
 
 
-def test_what_an_operator_set_is_kept_and_nothing_else_changes(
-    store: LocalStore, reopen: Callable[[], LocalStore]
-) -> None:
+def test_what_an_operator_set_is_kept_and_nothing_else_changes(store: Opened, reopen: Callable[[], Opened]) -> None:
     sizing = Sizing(quota_percent=30.0, sm_percent=50.0, replicas=2)
     store.put(record(), b"bundle")
     store.put(record("app.g"), b"bundle")
@@ -128,7 +140,7 @@ def test_what_an_operator_set_is_kept_and_nothing_else_changes(
 
 
 @pytest.mark.parametrize("sizing", [Sizing(), Sizing(quota_percent=0.0), Sizing(replicas=0)])
-def test_zero_is_not_the_same_as_nothing(store: LocalStore, sizing: Sizing) -> None:
+def test_zero_is_not_the_same_as_nothing(store: Opened, sizing: Sizing) -> None:
     store.put(record(), b"bundle")
     store.resize("app.f", sizing)
     found = store.get("app.f")
@@ -136,7 +148,7 @@ def test_zero_is_not_the_same_as_nothing(store: LocalStore, sizing: Sizing) -> N
     assert found.sizing == sizing
 
 
-def test_what_is_not_there_cannot_be_sized_or_deleted(store: LocalStore) -> None:
+def test_what_is_not_there_cannot_be_sized_or_deleted(store: Opened) -> None:
     with pytest.raises(NotFoundError, match=r"'app\.f' is not deployed"):
         store.resize("app.f", Sizing(replicas=1))
     with pytest.raises(NotFoundError, match=r"'app\.f' is not deployed"):
@@ -146,30 +158,30 @@ def test_what_is_not_there_cannot_be_sized_or_deleted(store: LocalStore) -> None
 # -- bundles -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_bundle_is_addressed_by_its_content(store: LocalStore, folder: Path) -> None:
+def test_a_bundle_is_addressed_by_its_content(store: Opened, kept: Callable[[], set[str]]) -> None:
     store.put(record("app.f"), b"bundle")
     store.put(record("app.g"), b"bundle")
-    assert bundles(folder) == {f"{hashlib.sha256(b'bundle').hexdigest()}.bundle"}
+    assert kept() == {f"{hashlib.sha256(b'bundle').hexdigest()}.bundle"}
 
 
-def test_a_bundle_under_another_digest_is_a_bug(store: LocalStore) -> None:
+def test_a_bundle_under_another_digest_is_a_bug(store: Opened) -> None:
     with pytest.raises(AssertionError, match="its own digest"):
         store.put(record(), b"another")
     assert store.get("app.f") is None
 
 
-def test_delete_removes_the_bundles_that_nobody_names_any_more(store: LocalStore, folder: Path) -> None:
+def test_delete_removes_the_bundles_that_nobody_names_any_more(store: Opened, kept: Callable[[], set[str]]) -> None:
     store.put(record("app.f"), b"bundle")
     store.put(record("app.f", "v2", b"two"), b"two")
     store.put(record("app.g"), b"bundle")
     store.delete("app.f")
     assert store.get("app.f") is None
-    assert bundles(folder) == {f"{record().bundle_sha256}.bundle"}, "app.g has the same one"
+    assert kept() == {f"{record().bundle_sha256}.bundle"}, "app.g has the same one"
     store.delete("app.g")
-    assert bundles(folder) == set()
+    assert kept() == set()
 
 
-def test_a_version_that_comes_back_with_other_bytes_keeps_its_bundle(store: LocalStore) -> None:
+def test_a_version_that_comes_back_with_other_bytes_keeps_its_bundle(store: Opened) -> None:
     """A version is a hash of sources and values; the bytes of its pickle may differ between two processes."""
     store.put(record("app.f", "v1", b"one"), b"one")
     store.put(record("app.f", "v2", b"two"), b"two")
@@ -181,7 +193,7 @@ def test_a_version_that_comes_back_with_other_bytes_keeps_its_bundle(store: Loca
     assert store.bundle_path(again.bundle_sha256).read_bytes() == b"one, pickled elsewhere"
 
 
-def test_half_a_bundle_does_not_count(store: LocalStore) -> None:
+def test_half_a_bundle_does_not_count(store: Opened) -> None:
     path = store.bundle_path(record().bundle_sha256)
     path.write_bytes(b"bun")
     store.put(record(), b"bundle")
@@ -189,7 +201,7 @@ def test_half_a_bundle_does_not_count(store: LocalStore) -> None:
 
 
 def test_a_bundle_appears_whole_or_not_at_all(
-    store: LocalStore, reopen: Callable[[], LocalStore], folder: Path, monkeypatch: pytest.MonkeyPatch
+    store: Opened, reopen: Callable[[], Opened], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -204,15 +216,14 @@ def test_a_bundle_appears_whole_or_not_at_all(
     assert bundles(folder) == set(), "what was left half written is removed by the next gateway"
 
 
-def test_the_folders_are_the_users_alone(store: LocalStore, folder: Path) -> None:
+def test_the_folders_are_the_users_alone(store: Opened, folder: Path) -> None:
     store.put(record(), b"bundle")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((folder / "bundles").stat().st_mode) == 0o700
     assert stat.S_IMODE(store.bundle_path(record().bundle_sha256).stat().st_mode) == 0o600
 
 
-def test_profiles_belong_to_a_version_and_go_with_the_function(folder: Path) -> None:
-    store = LocalStore(folder)
+def test_profiles_belong_to_a_version_and_go_with_the_function(store: Opened, reopen: Callable[[], Opened]) -> None:
     with pytest.raises(NotFoundError):
         store.put_profile("app.f", "v1", "cpu0", "{}")
     store.put(record(), b"bundle")
@@ -220,12 +231,11 @@ def test_profiles_belong_to_a_version_and_go_with_the_function(folder: Path) -> 
     store.put_profile("app.f", "v1", "sim0", "second")
     store.put_profile("app.f", "v1", "cpu0", "other")
     assert store.profiles("app.f", "v2") == {}
-    store.close()
-    store = LocalStore(folder)
+    store = reopen()
     assert store.profiles("app.f", "v1") == {"cpu0": "other", "sim0": "second"}
     store.delete("app.f")
     assert store.profiles("app.f", "v1") == {}
-    store.close()
+    assert reopen().profiles("app.f", "v1") == {}
 
 
 KILLED = """

@@ -12,6 +12,11 @@ from hasfaas.core.spec import Batch, FunctionSpec
 from hasfaas.wire import convert, payload
 from hasfaas.wire.v1 import functions_pb2, payload_pb2
 
+
+def _can_be_set(value: str) -> bool:
+    return "\0" not in value and value.isprintable()
+
+
 SPECS = st.builds(
     FunctionSpec,
     slo_ms=st.floats(0.001, 1e6),
@@ -23,6 +28,8 @@ SPECS = st.builds(
     max_replicas=st.integers(5, 10_000),
     idempotent=st.booleans(),
     timeout_s=st.floats(0.001, 86_400),
+    env=st.dictionaries(st.from_regex(r"[A-C][A-Z0-9_]{0,9}", fullmatch=True), st.text(max_size=9).filter(_can_be_set)),
+    secrets=st.lists(st.from_regex(r"S_[A-Z0-9_]{0,9}", fullmatch=True), unique=True, max_size=3).map(tuple),
 )
 USAGES = st.builds(Usage, st.integers(0, 10**6), *[st.integers(0, 2**63)] * 7)
 
@@ -31,6 +38,16 @@ USAGES = st.builds(Usage, st.integers(0, 10**6), *[st.integers(0, 2**63)] * 7)
 def test_options_come_back_as_they_went(spec: FunctionSpec) -> None:
     wire = convert.spec_to_proto(spec).SerializeToString()
     assert convert.spec_from_proto(functions_pb2.FunctionSpec.FromString(wire)) == spec
+
+
+@given(SPECS)
+def test_equal_options_are_signed_alike(spec: FunctionSpec) -> None:
+    """In whatever order their variables were given: a gateway signs over what has arrived."""
+    turned = attrs.evolve(spec, env=dict(reversed(list(spec.env.items()))))
+    sent = convert.spec_to_proto(turned)
+    arrived = functions_pb2.FunctionSpec.FromString(sent.SerializeToString())
+    signed = {one.SerializeToString(deterministic=True) for one in (convert.spec_to_proto(spec), sent, arrived)}
+    assert len(signed) == 1
 
 
 def test_every_option_has_its_field() -> None:

@@ -34,13 +34,19 @@ class ClusterBackend:
         failures: list[HasFaasError] = []
         for address in self._addresses():
             try:
-                _connect(address, roots)
+                _connect(address, roots, self._settings.server_name)
             except HasFaasError as exc:
                 failures.append(exc)
                 continue
             self._had_one = True
             # The user's own configuration names who vouches for this gateway; a plain line is anybody's.
-            return Endpoint(address, trusted=roots is not None, roots=roots, token_file=self._settings.token_file)
+            return Endpoint(
+                address,
+                trusted=roots is not None,
+                roots=roots,
+                token_file=self._settings.token_file,
+                server_name=self._settings.server_name,
+            )
         raise self._none(failures)
 
     def up(self) -> bool:
@@ -78,6 +84,10 @@ class ClusterBackend:
         """The authority's certificate, None for a plain line, which no other machine may be asked on."""
         if self._settings.ca_file is not None:
             return _read_roots(self._settings.ca_file)
+        if self._settings.server_name is not None:
+            raise _missing(
+                "ca_file", "cluster.server_name is a name in a certificate, and a plain line has none; give the ca.pem"
+            )
         far = [one for one in self._settings.addresses if not addresses.is_loopback(addresses.split(one)[0])]
         if far:
             raise _missing(
@@ -112,20 +122,23 @@ def _read_roots(ca_file: Path) -> bytes:
     return roots
 
 
-def _connect(address: str, roots: bytes | None) -> None:
+def _connect(address: str, roots: bytes | None, server_name: str | None) -> None:
     """Connects, and over TLS sees the certificate. Raises UnavailableError, and AuthError for a certificate that is not
-    signed by `roots`, has ended, or is another host's."""
+    signed by `roots`, has ended, or has neither `server_name` nor, without one, the host's name in it."""
     host, port = addresses.split(address)
     try:
         with socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S) as line:
             if roots is not None:
                 context = ssl.create_default_context(cadata=roots.decode("ascii"))
                 context.set_alpn_protocols(["h2"])
-                context.wrap_socket(line, server_hostname=host).close()
+                context.wrap_socket(line, server_hostname=server_name or host).close()
     except ssl.SSLCertVerificationError as exc:
+        name = "was its certificate made for this name (`hasfaas certs init --host NAME`)"
+        if server_name is not None:
+            name = f"does its certificate carry cluster.server_name={server_name}"
         raise AuthError(
             f"{address}: its certificate is not believed ({exc.verify_message}); is cluster.ca_file the ca.pem of this very "
-            "gateway, and was its certificate made for this name (`hasfaas certs init --host NAME`)?",
+            f"gateway, and {name}?",
             reason="BAD_CERTIFICATE",
         ) from exc
     except OSError as exc:

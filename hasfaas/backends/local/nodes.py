@@ -11,6 +11,7 @@ import attrs
 from hasfaas.backends.nodes import Born, Nodes, Replica
 from hasfaas.core.allocation import Usage
 from hasfaas.node.agent import AgentEvents, NodeAgent, Order
+from hasfaas.node.lanes import Want
 from hasfaas.node.seats import Changes
 from hasfaas.serving.channel import ChannelEvents, ReplicaChannel
 
@@ -47,6 +48,13 @@ class LocalNodes(Nodes):
         """Kills what is left, and ends the agent."""
         await self._agent.stop()
 
+    def patience_s(self, want: Want) -> float:
+        """None: there will be no more than this machine."""
+        return 0.0
+
+    def lacks(self, wants: Sequence[Want]) -> None:
+        """Nobody can be asked for more."""
+
 
 @attrs.frozen(eq=False)
 class _Door:
@@ -58,7 +66,8 @@ class _Door:
         return await self.agent.check_bundle(python, packages, bundle)
 
     async def launch(self, order: Order) -> Born:
-        launched = await self.agent.launch(order)
+        self.agent.admit(order)
+        launched = await self.agent.fork(order.replica_id)
         return Born(launched.pid, launched.log, SocketLine(launched.channel))
 
     def set_quotas(self, quotas: Changes) -> None:
@@ -78,6 +87,9 @@ class _Door:
 
     def close_nurseries(self, function: str, *, keep_version: str | None = None) -> None:
         self.agent.close_nurseries(function, keep_version=keep_version)
+
+    async def bring_logs(self) -> None:
+        """Nothing: replicas write to the very files."""
 
     async def check(self) -> None:
         self.agent.trim_logs()

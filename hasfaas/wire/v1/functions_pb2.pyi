@@ -17,7 +17,14 @@ class Batch(_message.Message):
     def __init__(self, max_size: _Optional[int] = ..., max_wait_ms: _Optional[float] = ...) -> None: ...
 
 class FunctionSpec(_message.Message):
-    __slots__ = ("slo_ms", "slo_percentile", "batch", "memory_bytes", "device", "min_replicas", "max_replicas", "idempotent", "share_init", "timeout_s")
+    __slots__ = ("slo_ms", "slo_percentile", "batch", "memory_bytes", "device", "min_replicas", "max_replicas", "idempotent", "share_init", "timeout_s", "env", "secrets")
+    class EnvEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     SLO_MS_FIELD_NUMBER: _ClassVar[int]
     SLO_PERCENTILE_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
@@ -28,6 +35,8 @@ class FunctionSpec(_message.Message):
     IDEMPOTENT_FIELD_NUMBER: _ClassVar[int]
     SHARE_INIT_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    ENV_FIELD_NUMBER: _ClassVar[int]
+    SECRETS_FIELD_NUMBER: _ClassVar[int]
     slo_ms: float
     slo_percentile: float
     batch: Batch
@@ -38,7 +47,9 @@ class FunctionSpec(_message.Message):
     idempotent: bool
     share_init: bool
     timeout_s: float
-    def __init__(self, slo_ms: _Optional[float] = ..., slo_percentile: _Optional[float] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., memory_bytes: _Optional[int] = ..., device: _Optional[str] = ..., min_replicas: _Optional[int] = ..., max_replicas: _Optional[int] = ..., idempotent: _Optional[bool] = ..., share_init: _Optional[bool] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+    env: _containers.ScalarMap[str, str]
+    secrets: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, slo_ms: _Optional[float] = ..., slo_percentile: _Optional[float] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., memory_bytes: _Optional[int] = ..., device: _Optional[str] = ..., min_replicas: _Optional[int] = ..., max_replicas: _Optional[int] = ..., idempotent: _Optional[bool] = ..., share_init: _Optional[bool] = ..., timeout_s: _Optional[float] = ..., env: _Optional[_Mapping[str, str]] = ..., secrets: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DeployRequest(_message.Message):
     __slots__ = ("name", "version", "spec", "bundle", "signature", "warm", "challenge")
