@@ -185,7 +185,7 @@ class Fleet:
         except HasFaasError:
             deployed.record = before
             raise
-        self._store.resize(record.name, sizing)
+        await self._store.commit(lambda: self._store.resize(record.name, sizing))
         if reshaped or change.replicas is not None:
             applied_ms = (time.monotonic() - began_s) * 1000.0
         return applied_ms
@@ -194,7 +194,7 @@ class Fleet:
         began_s = time.monotonic()
         deployed = self._functions[record.name]
         sizing = Sizing(lend=record.sizing.lend)
-        self._store.resize(record.name, sizing)
+        await self._store.commit(lambda: self._store.resize(record.name, sizing))
         deployed.record = attrs.evolve(deployed.record, sizing=sizing)
         if not self._governs(deployed.record):
             kept = [member for member in deployed.members.values() if member.live]

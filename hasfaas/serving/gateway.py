@@ -249,15 +249,16 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
         )
         changed = known is None or known.version != record.version or known.spec != record.spec
         if changed:
-            self._store.put(record, request.bundle)
+            await self._store.commit(lambda: self._store.put(record, request.bundle))
         try:
             await self._control.deploy(self._store.get(request.name) or record, warm=request.warm)
         except HasFaasError:
             # What cannot start is not left behind as deployed, and what served before goes on.
             if changed and known is None:
-                self._store.delete(request.name)
+                await self._store.commit(lambda: self._store.delete(request.name))
             elif changed and known is not None:
-                self._store.put(known, self._store.bundle_path(known.bundle_sha256).read_bytes())
+                before = self._store.bundle_path(known.bundle_sha256).read_bytes()
+                await self._store.commit(lambda: self._store.put(known, before))
             raise
         return pb.DeployResponse(name=record.name, version=record.version, changed=changed)
 
@@ -276,7 +277,7 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
         async def answer() -> pb.DeleteFunctionResponse:
             async with self._changing(self.record(request.name).name):
                 name = self.record(request.name).name
-                self._store.delete(name)
+                await self._store.commit(lambda: self._store.delete(name))
                 self._profiling.forget(name)
                 await self._control.delete(name)
             return pb.DeleteFunctionResponse()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -106,7 +106,11 @@ class Sink(Protocol):
 
 
 class Store(Protocol):
-    """Remembers what is deployed, across restarts of the gateway."""
+    """Remembers what is deployed, across restarts of the gateway. Reading is quick; what changes it goes by `commit`."""
+
+    async def commit(self, change: Callable[[], None]) -> None:
+        """Calls `change`, which calls `put`, `delete` or `resize` of this store, where waiting for it holds nobody up."""
+        ...
 
     def put(self, record: FunctionRecord, bundle: bytes) -> None: ...
 

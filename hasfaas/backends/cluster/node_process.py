@@ -35,7 +35,7 @@ async def serve() -> None:
         settings = _settings(start)
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         server = NodeServer(start.place, settings.state_dir, settings.socket_path(DESCRIPTORS))
-        agent = agent_of(settings, devices_of(settings.devices), server)
+        agent = agent_of(settings, devices_of(settings.devices, node=start.place.name), server)
         await agent.start()
         server.agent = agent
         listening = await asyncio.get_running_loop().create_server(

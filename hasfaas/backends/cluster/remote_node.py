@@ -131,7 +131,9 @@ class RemoteNode:
             raise
         self._heard_s = time.monotonic()
         self._descriptors = welcome.descriptors
-        self.devices = tuple(attrs.evolve(d, device_id=self._ours(d.device_id)) for d in welcome.devices)
+        self.devices = tuple(
+            attrs.evolve(d, device_id=self._ours(d.device_id), node=self.name) for d in welcome.devices
+        )
 
     async def beat(self) -> str:
         """Gives signs of life and looks for its own, until it is lost; why it was."""

@@ -17,6 +17,7 @@ All methods may be called from any thread; those that write take turns.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -88,6 +89,10 @@ class SharedStore:
                 raise
 
     # -- Store -------------------------------------------------------------------------------------------------------
+
+    async def commit(self, change: Callable[[], None]) -> None:
+        """In a thread: the store may be far away, and nodes wait for signs of life meanwhile."""
+        await asyncio.to_thread(change)
 
     def put(self, record: FunctionRecord, bundle: bytes) -> None:
         """Remembers a function under its name, in place of what had that name."""
