@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from hasfaas.backends.cluster.child import (
 )
 from hasfaas.core import token_file, tokens
 from hasfaas.core.own_file import write_own
-from hasfaas.core.settings import ClusterSettings, DeviceSettings, ScalingSettings, Settings
+from hasfaas.core.settings import ClusterSettings, DeviceSettings, ScalingSettings
 from hasfaas.core.signing import KEY_FILE, load_or_create_key
 from hasfaas.sdk.client import Client
 from hasfaas.testing.running import RunningBackend, settings_in, short_folder
@@ -111,7 +111,8 @@ class Process:
             self.popen.kill()
         for pipe in (self.popen.stdin, self.popen.stdout):
             if pipe is not None:
-                pipe.close()
+                with suppress(BrokenPipeError):  # what was not read any more
+                    pipe.close()
 
 
 @attrs.define(eq=False)

@@ -20,7 +20,8 @@ class Endpoint:
     user's own configuration names the authority of its certificate. With `same_host` it shares memory with its clients, and
     `frames` is the unix socket where it also takes calls by frames. `roots` are the certificates (PEM) of which one must have
     signed its own, and `server_name` is the name in that, where it is not the address's; without roots the line is plain.
-    `token_file` holds the token to be shown with each RPC.
+    `token_file` holds the token to be shown with each RPC. `learn` is told other addresses of the gateway, whenever it names
+    some.
     """
 
     address: str
@@ -30,6 +31,7 @@ class Endpoint:
     roots: bytes | None = attrs.field(default=None, repr=False)
     token_file: Path | None = None
     server_name: str | None = None
+    learn: Callable[[tuple[str, ...]], None] | None = attrs.field(default=None, eq=False, repr=False)
 
 
 class Backend(Protocol):

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import grpc
@@ -57,13 +57,16 @@ class Gateway:
         make_nodes: Callable[[Callable[[str, float], None], Callable[[Replica], None]], Nodes],
         *,
         opening: Opening | None,
+        addresses: Callable[[], Sequence[str]] = lambda: (),
         embedded: bool = False,
     ) -> None:
-        """`opening` is what to listen on besides the unix sockets. The key that signs bundles lies in the state folder."""
+        """`opening` is what to listen on besides the unix sockets, `addresses` where clients there may find a gateway should
+        this one go. The key that signs bundles lies in the state folder."""
         local = settings.local
         self._settings = settings
         self.embedded = embedded
         self._opening = opening
+        self._addresses = addresses
         self._store = store
         self._profiles = Profiles(self._store)
         self._fleet = Fleet(
@@ -160,7 +163,7 @@ class Gateway:
             return None
         server = listener.make_server(self._opening)
         listener.open_port(server, self._opening)
-        return self._equip(server, NetworkService(self._service, self._opening.access))
+        return self._equip(server, NetworkService(self._service, self._opening.access, self._addresses))
 
     def _listen(self, server: grpc.aio.Server) -> None:
         path = self._settings.socket_path(GATEWAY_SOCKET)

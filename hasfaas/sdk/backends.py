@@ -37,6 +37,9 @@ class Endpoint(Protocol):
     @property
     def server_name(self) -> str | None: ...
 
+    @property
+    def learn(self) -> Callable[[tuple[str, ...]], None] | None: ...
+
 
 class Backend(Protocol):
     """What the SDK asks of a backend (backends/base.py says it in full)."""

@@ -15,7 +15,7 @@ from hasfaas.sdk.backends import Endpoint
 from hasfaas.sdk.session import GATEWAY_LOST, Request, Session, error_of
 from hasfaas.wire.lots import lot
 from hasfaas.wire.payload import blob_bytes
-from hasfaas.wire.status import from_status
+from hasfaas.wire.status import ADDRESSES_KEY, from_status
 from hasfaas.wire.tensors import Buffer
 from hasfaas.wire.v1 import functions_pb2 as pb
 from hasfaas.wire.v1 import payload_pb2
@@ -43,6 +43,7 @@ class GrpcSession(Session):
         self._receiving: dict[int, _Receiving] = {}
         stub: Any = self.stub  # the stubs of grpc.aio do not know the style of writing to an open stream
         self._stream = stub.Session()
+        self._learn = endpoint.learn
         self._tasks = [asyncio.ensure_future(self._write()), asyncio.ensure_future(self._read())]
 
     def _send_call(self, call_id: int, request: Request, pieces: Sequence[Buffer], segment: str) -> None:
@@ -98,6 +99,10 @@ class GrpcSession(Session):
     async def _read(self) -> None:
         why: HasFaasError = UnavailableError("the gateway closed the session", reason=GATEWAY_LOST)
         try:
+            if self._learn is not None:
+                metadata: Any = await self._stream.initial_metadata()
+                if named := [str(value) for key, value in metadata or () if key == ADDRESSES_KEY]:
+                    self._learn(tuple(named[0].split(",")))
             async for response in self._stream:
                 for frame in response.frames:
                     self._take(frame)

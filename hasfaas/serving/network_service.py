@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from hasfaas.core.errors import AuthError
@@ -19,17 +20,32 @@ from hasfaas.serving.challenges import Challenges
 from hasfaas.serving.failure import Context, guard
 from hasfaas.serving.gateway import Admitted, GatewayService, Terms
 from hasfaas.wire.deploy_proof import signed_parts
+from hasfaas.wire.status import ADDRESSES_KEY
 from hasfaas.wire.v1 import functions_pb2 as pb
+
+# Metadata is bounded, and one that answers is enough.
+MOST_ADDRESSES = 64
 
 
 class NetworkService(GatewayService):
     """GatewayService beyond this host. Behind it stands a guard that has checked the token's scope."""
 
-    def __init__(self, own: GatewayService, access: Access) -> None:
-        """`own` serves this host: both have the same state, locks and queues included."""
+    def __init__(
+        self, own: GatewayService, access: Access, addresses: Callable[[], Sequence[str]] = lambda: ()
+    ) -> None:
+        """`own` serves this host: both have the same state, locks and queues included. `addresses` are those where a gateway
+        may be found should this one go: clients are told, the first of them first."""
         vars(self).update(vars(own))
         self._access = access
+        self._addresses = addresses
         self._challenges = Challenges()
+
+    async def Session(  # type: ignore[override]  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.SessionRequest], context: Context
+    ) -> None:
+        if addresses := self._addresses()[:MOST_ADDRESSES]:
+            await context.send_initial_metadata(((ADDRESSES_KEY, ",".join(addresses)),))
+        await super().Session(request_iterator, context)
 
     async def BeginDeploy(  # noqa: N802
         self, request: pb.BeginDeployRequest, context: Context

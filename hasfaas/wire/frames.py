@@ -36,8 +36,8 @@ Buffer = bytes | bytearray | memoryview
 class FrameKind(enum.IntEnum):
     """Below 10: towards the replica. From 10: back. A client sends CALL where a gateway sends EXECUTE.
 
-    MEASURE is answered by MEASURED or ERROR. OBSERVED is what executions held the lane, about once a second. From 20: between
-    a gateway and a node agent on another host. OPEN asks for the line to a replica, which OPENED begins; CONTROL is a message.
+    MEASURE is answered by MEASURED or ERROR. OBSERVED is what executions held the lane, about once a second. From 20:
+    between a gateway and a node agent. OPEN asks for the line to a replica, which OPENED begins; CONTROL is a message.
     """
 
     EXECUTE = 1

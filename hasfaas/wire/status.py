@@ -24,6 +24,8 @@ from hasfaas.wire.v1 import errors_pb2
 
 T = TypeVar("T")
 DOMAIN = "hasfaas.dev"
+ADDRESSES_KEY = "hasfaas-addresses"
+"""The initial metadata of a session that name other addresses of the gateway, with commas between them."""
 STATUS_METADATA_KEY = "grpc-status-details-bin"
 
 # Class -> canonical code. Coming back, the class is found by the ErrorInfo's metadata; a server that gives none (another

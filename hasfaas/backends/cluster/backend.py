@@ -16,6 +16,7 @@ from hasfaas.core.errors import AuthError, HasFaasError, IncompatibleError, Inva
 from hasfaas.core.settings import Settings
 
 CONNECT_TIMEOUT_S = 3.0
+MOST_LEARNT = 64
 # What a client calls a gateway that it had and lost: calls that may be sent again wait for one to answer.
 GATEWAY_LOST = "GATEWAY_LOST"
 
@@ -26,13 +27,14 @@ class ClusterBackend:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings.cluster
         self._had_one = False
+        self._learnt: tuple[str, ...] = ()
 
     def endpoint(self, announce: Callable[[str], None]) -> Endpoint:
         """The first of the addresses that answers. Raises UnavailableError that says of each why it does not, AuthError
         when none answers and one showed a certificate of somebody else."""
         roots = self._roots()
         failures: list[HasFaasError] = []
-        for address in self._addresses():
+        for address in dict.fromkeys((*self._learnt, *self._addresses())):
             try:
                 _connect(address, roots, self._settings.server_name)
             except HasFaasError as exc:
@@ -46,8 +48,14 @@ class ClusterBackend:
                 roots=roots,
                 token_file=self._settings.token_file,
                 server_name=self._settings.server_name,
+                learn=self._learn if roots is not None else None,
             )
         raise self._none(failures)
+
+    def _learn(self, told: tuple[str, ...]) -> None:
+        """A gateway names where another may be found should it go: nodes come and go. They are tried first from then on, and
+        believed for the same certificates alone."""
+        self._learnt = tuple(address for address in told[:MOST_LEARNT] if _is_address(address))
 
     def up(self) -> bool:
         """False when a gateway answers. Raises IncompatibleError when none does: it is started where it runs."""
@@ -104,6 +112,14 @@ class ClusterBackend:
         return UnavailableError(
             f"no gateway answers: {why}; {cure}", reason=GATEWAY_LOST if self._had_one else "NO_GATEWAY"
         )
+
+
+def _is_address(text: str) -> bool:
+    try:
+        addresses.split(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _missing(key: str, cure: str) -> InvalidRequestError:

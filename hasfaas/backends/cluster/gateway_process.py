@@ -56,7 +56,11 @@ class ClusterGateway:
         await asyncio.to_thread(self._tokens.begin, self._start.tokens.encode())
         await self._take_tokens()
         gateway = self._gateway = Gateway(
-            self.settings, self.store, self._make_nodes, opening=listener.opening(self.settings.network)
+            self.settings,
+            self.store,
+            self._make_nodes,
+            opening=listener.opening(self.settings.network),
+            addresses=self._addresses,
         )
         tasks = [asyncio.ensure_future(work) for work in (self._listen(told), self._flush(), self._follow_tokens())]
         try:
@@ -71,6 +75,11 @@ class ClusterGateway:
         tls = gateway_context(self._start.identity)
         self._nodes = ClusterNodes(resized, exited, terms, tls, self._superseded, self._ask)
         return self._nodes
+
+    def _addresses(self) -> Sequence[str]:
+        """Where this gateway is, and where another would be: on one of the nodes, at the same port."""
+        hosts = [self._start.place.host, *(self._nodes.hosts() if self._nodes is not None else ())]
+        return [addresses.join(host, self.settings.cluster.port) for host in dict.fromkeys(hosts)]
 
     def _ask(self, bundles: Sequence[Mapping[str, float]]) -> None:
         pipes.say(Ask(tuple(bundles)))

@@ -13,7 +13,8 @@ import attrs
 from hasfaas.backends.cluster.child import NodeAddress
 from hasfaas.backends.cluster.remote_node import RemoteNode, Terms
 from hasfaas.backends.nodes import Nodes, Replica
-from hasfaas.core.errors import ConflictError, HasFaasError
+from hasfaas.core.errors import ConflictError, HasFaasError, PlacementError
+from hasfaas.node.agent import ReplicaRequest
 from hasfaas.node.lanes import Want, could_hold
 
 RETRY_S = 0.5
@@ -76,6 +77,12 @@ class ClusterNodes(Nodes):
             self._strike(listed)
         await asyncio.gather(*(each.task for each in self._listed.values()), return_exceptions=True)
 
+    async def add(self, request: ReplicaRequest) -> Replica:
+        if not self.devices:
+            listed = "; ".join(each.why for each in self._listed.values()) or "none has joined yet"
+            raise PlacementError(f"no node of the cluster is there: {listed}; `hasfaas cluster status` shows them")
+        return await super().add(request)
+
     def set_nodes(self, addresses: Iterable[NodeAddress]) -> None:
         """The nodes that there are now. One that is not named any more, or listens elsewhere, is given up."""
         wanted = {address.place.node_id: address for address in addresses}
@@ -109,6 +116,11 @@ class ClusterNodes(Nodes):
         if kinds & {"cuda", "auto"}:
             return {"GPU": 1.0}
         return {"CPU": 1.0} if "cpu" in kinds else {}
+
+    def hosts(self) -> Sequence[str]:
+        """The addresses of all nodes of the list, those that answer first."""
+        listed = sorted(self._listed.values(), key=lambda each: each.node is None)
+        return [each.address.place.host for each in listed]
 
     def states(self) -> Sequence[NodeState]:
         """Every node of the list."""
