@@ -6,10 +6,8 @@ No memory is shared with it: what a client of this host lent in a segment is sen
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 from collections.abc import Sequence
-from pathlib import Path
 
 import attrs
 
@@ -101,29 +99,3 @@ class FarLine:
         # Whoever opened it knows it before it hears from it.
         loop.call_soon(channel.begin)
         return channel
-
-
-@attrs.frozen
-class NearLine:
-    """A replica's own socket, from the agent of this very node: what is large goes through shared memory as on one host."""
-
-    descriptors: Path
-    replica_id: str
-
-    async def open(self, events: ChannelEvents) -> ReplicaChannel:
-        """Takes the socket. Raises UnavailableError when the agent does not hand it out."""
-        try:
-            channel = await asyncio.to_thread(self._ask)
-        except OSError as exc:
-            raise UnavailableError(f"replica {self.replica_id} cannot be reached on this node: {exc}") from exc
-        return await ReplicaChannel.open(channel, events)
-
-    def _ask(self) -> socket.socket:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
-            asking.settimeout(OPEN_TIMEOUT_S)
-            asking.connect(str(self.descriptors))
-            asking.sendall(self.replica_id.encode())
-            _, descriptors, _, _ = socket.recv_fds(asking, 1, 1)
-        if not descriptors:
-            raise ConnectionRefusedError("its agent does not have it")
-        return socket.socket(fileno=descriptors[0])

@@ -19,7 +19,7 @@ import attrs
 
 from hasfaas.backends.cluster import messages
 from hasfaas.backends.cluster.child import NodeAddress
-from hasfaas.backends.cluster.far_channel import FarLine, NearLine
+from hasfaas.backends.cluster.far_channel import FarLine
 from hasfaas.backends.cluster.messages import (
     Answer,
     Beat,
@@ -42,6 +42,7 @@ from hasfaas.backends.cluster.messages import (
     Usages,
     Welcome,
 )
+from hasfaas.backends.cluster.near_channel import NearLine
 from hasfaas.backends.cluster.paced_line import PacedLine
 from hasfaas.backends.cluster.tls import SERVER_NAME
 from hasfaas.backends.nodes import Born, Line, NodeLostError
