@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
@@ -48,7 +48,7 @@ class ReplicaChannel(FrameLine):
         self._events = events
 
     @classmethod
-    async def open(cls, sock: socket.socket, events: ChannelEvents) -> ReplicaChannel:
+    async def open(cls, sock: socket.socket, events: ChannelEvents) -> Self:
         """Takes over a connected socket."""
         loop = asyncio.get_running_loop()
         _, channel = await loop.create_connection(lambda: cls(events), sock=sock)

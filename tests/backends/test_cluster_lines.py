@@ -93,7 +93,8 @@ async def paced() -> tuple[PacedLine, socket.socket]:
 
 async def read(sock: socket.socket, count: int) -> list[Frame]:
     """The next frames, read as fast as they come."""
-    loop, reader, found = asyncio.get_running_loop(), FrameReader(), []
+    loop, reader = asyncio.get_running_loop(), FrameReader()
+    found: list[Frame] = []
     while len(found) < count:
         read_bytes = await asyncio.wait_for(loop.sock_recv_into(sock, reader.buffer()), 20.0)
         assert read_bytes, "the line ended"

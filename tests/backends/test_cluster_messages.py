@@ -102,7 +102,8 @@ def test_a_path_crosses_as_its_name_alone() -> None:
 
 
 def _with_bundle(path: str) -> object:
-    name, fields = through(m.Launch(1, ORDER)).head  # type: ignore[misc]
+    head: Any = through(m.Launch(1, ORDER)).head
+    name, fields = head
     fields["order"]["request"]["bundle_path"] = path
     return name, fields
 
