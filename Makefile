@@ -35,14 +35,15 @@ demo: $(STAMP) ## trains a small network, deploys it, measures it at several quo
 	@$(BIN)/python -m examples.demo $(ARGS)
 
 # Tests that neither measure nor share a machine's time run side by side, one more at a time than there are cores, since many
-# wait; then those marked `alone`, one by one, on a machine that is quiet. Only folders with such a mark are looked through.
+# wait, each with one thread of linear algebra; then those marked `alone`, one by one, on a machine that is quiet. Only folders
+# with such a mark are looked through.
 WORKERS = $(shell expr $$(nproc) + 1)
 ALONE_IN = $(sort $(dir $(shell grep -rl --include='*.py' 'mark\.alone' tests)))
 PYTEST = $(BIN)/python -m pytest -q --timeout=$(TEST_TIMEOUT_S)
 
 test: $(STAMP) ## all tests
 ifeq ($(strip $(ARGS)),)
-	@$(PYTEST) -n $(WORKERS) --dist worksteal -m 'not alone'
+	@OPENBLAS_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist worksteal -m 'not alone'
 	@$(PYTEST) -m alone $(ALONE_IN)
 else
 	@$(PYTEST) $(ARGS)

@@ -247,6 +247,7 @@ def test_a_pickle_is_code_and_wants_the_right_to_deploy(shared: NetworkedGateway
 # -- changes under way -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_a_revoked_token_is_refused_and_its_open_streams_end(shared: NetworkedGateway) -> None:
     verbs.add.deploy()
     client = shared.client_with(shared.token("short", "invoke", "read"))

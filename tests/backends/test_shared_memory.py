@@ -7,7 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.live import ROOT
+
+# What all processes of the machine have in shared memory is counted.
+pytestmark = pytest.mark.alone
 
 
 def test_kills_leave_nothing_in_shared_memory(tmp_path: Path) -> None:

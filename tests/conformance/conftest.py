@@ -14,7 +14,6 @@ from hasfaas.core.settings import DeviceSettings
 from hasfaas.testing.running import RunningBackend
 from tests.clustered import clustered
 from tests.live import gateway
-from tests.networked import networked
 
 # Each gives one lane: functions that nobody sized share it, and three pinned ones meet in it.
 BACKENDS = {
@@ -22,16 +21,14 @@ BACKENDS = {
     "sim": (DeviceSettings(kind="sim"),),
     # The same gateway, called over gRPC alone, as from another host.
     "sim over grpc": (DeviceSettings(kind="sim"),),
-    # By a port of loopback, with TLS and a token, through the cluster backend.
-    "sim over tls": (DeviceSettings(kind="sim"),),
-    # A cluster of one node, on which the gateway is not: every call goes over TLS to the node's agent and on to the replica.
+    # A cluster of one node, on which the gateway is not: every call goes over TLS and a token to the gateway, over mutual TLS
+    # to the node's agent, and on to the replica.
     "sim over nodes": (DeviceSettings(kind="sim"),),
 }
 
 
 AREAS = {
     "over grpc": ("LargeValues",),
-    "over tls": ("CallVerbs", "StreamVerbs", "LargeValues", "Restarts"),
 }
 """The areas that the way to the gateway can change. What lanes do is decided beyond it, and would take half as long again."""
 
@@ -73,7 +70,7 @@ def _started(backend: str) -> AbstractContextManager[RunningBackend]:
     devices = BACKENDS[backend]
     if backend.endswith("over nodes"):
         return clustered({"far": devices})
-    return networked(*devices) if backend.endswith("over tls") else gateway(*devices)
+    return gateway(*devices)
 
 
 @pytest.fixture(scope="session", params=sorted(BACKENDS))

@@ -21,6 +21,7 @@ from torch import nn  # noqa: E402
 from hasfaas.devices.base import HostTimer  # noqa: E402
 from hasfaas.executor.gates import PROFILED_CALLS, Calibration, calibrate, find_modules  # noqa: E402
 
+pytestmark = pytest.mark.alone
 MS = 1_000_000
 
 
