@@ -15,7 +15,7 @@ from hasfaas.executor.quota import Timing
 from hasfaas.rapp import lane_law
 from hasfaas.scaling.device_offers import Offer, Offers
 from hasfaas.scaling.journal import column
-from hasfaas.scaling.observation import Devices, FixedLanes, Functions, Life, Observation, Replicas
+from hasfaas.scaling.observation import Array, Devices, FixedLanes, Functions, Life, Observation, Replicas
 from hasfaas.serving.router import Counts
 
 if TYPE_CHECKING:
@@ -87,6 +87,10 @@ class Observer:
         self.offers = Offers()
         self._type_of: tuple[str, ...] = ()
         self._numbers: dict[str, int] = {}
+        # Of this look: the row of each device, and which devices each wish names, since functions by the thousand share it.
+        self._device_rows: dict[str, int] = {}
+        self._masks: dict[tuple[str, str | None], Array] = {}
+        self._guess_s = GUESSED_COLD_START_S
 
     def observe(self, now_s: float) -> Observation:
         """Everything at `now_s`, on the clock of the fleet. Of a function that has profiles on several types of device it
@@ -97,14 +101,20 @@ class Observer:
         devices = list(nodes.devices.values())
         self._type_of = tuple(device_type(device) for device in devices)
         self._numbers = {name: number for number, name in enumerate(dict.fromkeys(self._type_of))}
+        self._device_rows = {device_id: row for row, device_id in enumerate(nodes.devices)}
+        self._masks = {}
+        self._guess_s = max((device.cold_start_s for device in devices), default=0.0) or GUESSED_COLD_START_S
         processes = list(nodes.replicas.values())
         known = {deployed.record.name: deployed for deployed in self._fleet.functions()}
         # Replicas of deleted functions hold room until they have finished.
         left = sorted({process.request.function for process in processes} - set(known))
         names = (*known, *left)
         surfaces = {name: self._surfaces(deployed) for name, deployed in known.items()}
-        replicas = [self._replica(process, names, surfaces) for process in processes]
-        held = {name: sum(row["in_flight"] for row in replicas if names[row["function"]] == name) for name in names}
+        rows = {name: row for row, name in enumerate(names)}
+        replicas = [self._replica(process, rows, surfaces) for process in processes]
+        held = dict.fromkeys(names, 0)
+        for row in replicas:
+            held[names[row["function"]]] += row["in_flight"]
         functions = [
             {**self._function(deployed, surfaces[name], now_s, interval_s), "in_flight": held[name]}
             for name, deployed in known.items()
@@ -164,21 +174,25 @@ class Observer:
     def _surfaces(self, deployed: Deployed) -> Mapping[str, Surface]:
         return {} if deployed.record.kind.streams else self._profiles.surfaces(deployed.record)
 
-    def _allowed(self, deployed: Deployed, of_type: str | None) -> list[bool]:
+    def _allowed(self, deployed: Deployed, of_type: str | None) -> Array:
         """The devices that a function may use now, those of one type or of any [device]."""
-        wanted, conditions = deployed.record.spec.device, self._fleet.nodes.conditions
-        return [
-            wanted in ("auto", device.kind, device.device_id)
-            and of_type in (None, its_type)
-            and conditions[device.device_id].health is Health.READY
-            for device, its_type in zip(self._fleet.nodes.devices.values(), self._type_of, strict=True)
-        ]
+        wanted = deployed.record.spec.device
+        wish = wanted, of_type
+        if wish not in self._masks:
+            conditions = self._fleet.nodes.conditions
+            mask = [
+                wanted in ("auto", device.kind, device.device_id)
+                and of_type in (None, its_type)
+                and conditions[device.device_id].health is Health.READY
+                for device, its_type in zip(self._fleet.nodes.devices.values(), self._type_of, strict=True)
+            ]
+            self._masks[wish] = column("devices", mask)
+        return self._masks[wish]
 
     def _offers(self, known: Mapping[str, Deployed], surfaces: Mapping[str, Mapping[str, Surface]]) -> Offers:
         offered = {
             name: tuple(
-                Offer(self._numbers[one], surface, column("devices", self._allowed(known[name], one)))
-                for one, surface in found.items()
+                Offer(self._numbers[one], surface, self._allowed(known[name], one)) for one, surface in found.items()
             )
             for name, found in surfaces.items()
             if len(found) > 1
@@ -200,8 +214,7 @@ class Observer:
         before = seen.counts if counts.accepted >= seen.counts.accepted else Counts()
         seen.counts = counts
         latencies_ms = self._answered(deployed, seen, surfaces)
-        devices, first_type = self._fleet.nodes.devices.values(), next(iter(surfaces), None)
-        guess_s = max((device.cold_start_s for device in devices), default=0.0) or GUESSED_COLD_START_S
+        first_type = next(iter(surfaces), None)
 
         def grown(*fields: str) -> int:
             return sum(getattr(counts, field) - getattr(before, field) for field in fields)
@@ -223,7 +236,7 @@ class Observer:
             "max_replicas": spec.max_replicas,
             "memory_bytes": spec.memory_bytes,
             "batch_max": spec.batch.max_size if spec.batch else 1,
-            "cold_start_s": deployed.cold_start_s or guess_s,
+            "cold_start_s": deployed.cold_start_s or self._guess_s,
             "overhead_ms": seen.overhead_ms,
             "by_hand": record.sizing.sized,
             "devices": self._allowed(deployed, first_type),
@@ -270,7 +283,7 @@ class Observer:
 
     # -- replicas ------------------------------------------------------------------------------------------------------
 
-    def _replica(self, process: Replica, names: Sequence[str], surfaces: Mapping[str, Mapping[str, Surface]]) -> Row:
+    def _replica(self, process: Replica, rows: Mapping[str, int], surfaces: Mapping[str, Mapping[str, Surface]]) -> Row:
         nodes, replica_id = self._fleet.nodes, process.replica_id
         member = self._fleet.member(replica_id)
         name, cap = process.request.function, process.request.batch_cap
@@ -287,8 +300,8 @@ class Observer:
         before_ns = self._used_ns.get(replica_id, 0)
         self._used_ns[replica_id] = used_ns
         return {
-            "function": names.index(name),
-            "device": list(nodes.devices).index(process.device_id),
+            "function": rows[name],
+            "device": self._device_rows[process.device_id],
             "lane": process.lane,
             "sm_percent": process.sm_percent,
             "quota_percent": quota_percent,

@@ -49,6 +49,8 @@ TRUTH = frozenset({"by_hand", "devices"})
 # Written only where there are several nodes or types of devices; logs of before do not know them.
 SELDOM = frozenset({"node", "type", "device_type"})
 _TEXT_COLUMNS = frozenset({"names", "ids", "surfaces"})
+# Cells of a matrix, from which on rows that are alike are written once.
+MOST_CELLS = 4096
 
 
 def column(name: str, values: Any) -> Array:
@@ -127,10 +129,20 @@ class Scribe:
 
 def _table(table: Functions | Replicas | Devices | FixedLanes) -> dict[str, Any]:
     return {
-        field: list(values) if field in _TEXT_COLUMNS else _plain(values)
+        field: list(values) if field in _TEXT_COLUMNS else _rows(values) if field == "devices" else _plain(values)
         for field, values in attrs.asdict(table, recurse=False).items()
         if field not in SELDOM or np.any(values)
     }
+
+
+def _rows(matrix: Array) -> Any:
+    """A matrix as lists. Of a large one each row that differs once, and for every row the number of the one that it is."""
+    if matrix.size <= MOST_CELLS:
+        return matrix.tolist()
+    numbers: dict[bytes, int] = {}
+    of = [numbers.setdefault(row.tobytes(), len(numbers)) for row in matrix]
+    firsts = [of.index(number) for number in range(len(numbers))]
+    return {"rows": matrix[firsts].tolist(), "of": of}
 
 
 def decision_to_dict(decision: Decision) -> dict[str, Any]:
@@ -251,7 +263,7 @@ def _observation(data: Mapping[str, Any], surfaces: Mapping[int, Surface]) -> Ob
     names = tuple(functions["names"])
     functions["surfaces"] = tuple(_surface(number, surfaces) for number in functions["surfaces"])
     # Without devices, JSON cannot tell a table of so many empty rows from an empty one.
-    functions["devices"] = column("devices", functions["devices"]).reshape(len(names), len(data["devices"]["ids"]))
+    functions["devices"] = _matrix(functions["devices"]).reshape(len(names), len(data["devices"]["ids"]))
     return Observation(
         now_s=float(data["now_s"]),
         interval_s=float(data["interval_s"]),
@@ -262,6 +274,12 @@ def _observation(data: Mapping[str, Any], surfaces: Mapping[int, Surface]) -> Ob
         # Only where lanes were cut in advance, which logs of before do not know.
         fixed_lanes=FixedLanes(**_columns(data.get("fixed_lanes", {}))),
     )
+
+
+def _matrix(written: Any) -> Array:
+    if isinstance(written, dict):
+        return np.asarray(column("devices", written["rows"])[column("function", written["of"])])
+    return column("devices", written)
 
 
 def _surface(number: int | None, surfaces: Mapping[int, Surface]) -> Surface | None:

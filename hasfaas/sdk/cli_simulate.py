@@ -182,7 +182,7 @@ def _compared(given: dict[str, Any]) -> Comparison:
     measured_on = ({model.gpu for model in found} or {""}).pop()  # one table, so one kind
     kinds = [describe(gpu).name if gpu else "" for gpu in (given["gpu"], measured_on)]
     gateway_rps = GATEWAY_RPS if given["gateway_rps"] is None else given["gateway_rps"]
-    return Comparison(scenario, outcomes, given["price"], of, load, *kinds, gateway_rps)
+    return Comparison(scenario, outcomes, given["price"], of, load, kinds[0], kinds[1], gateway_rps)
 
 
 def _load(given: dict[str, Any], found: tuple[Model, ...]) -> tuple[Trace, str]:

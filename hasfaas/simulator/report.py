@@ -105,10 +105,11 @@ def setting(comparison: Comparison) -> str:
     scenario = comparison.scenario
     functions, gpus = len(scenario.functions), len(scenario.devices)
     requests = sum(map(len, scenario.arrivals))
+    rate = f"{comparison.rps:,.0f}" if comparison.rps >= 1000.0 else f"{comparison.rps:.3g}"
     kind = f" ({comparison.gpu})" if comparison.gpu else ""
     return (
         f"{comparison.load}: {requests:,} requests to {functions} function{'s' * (functions != 1)} in "
-        f"{scenario.duration_s:g} s ({requests / scenario.duration_s:.3g} per second in all), the first "
+        f"{scenario.duration_s:g} s ({rate} per second in all), the first "
         f"{scenario.warmup_s:g} s not counted; SLO {comparison.slo_factor:.3g}x one call on a whole GPU; "
         f"{gpus} GPU{'s' * (gpus != 1)}{kind}{_lanes(scenario)}; cold start {scenario.functions[0].cold_start_s:g} s; "
         f"law {scenario.law}{', lending' * scenario.lend}; seed {scenario.seed}"
@@ -160,8 +161,8 @@ def scale(comparison: Comparison) -> tuple[str, ...]:
         )
     return (
         *found,
-        f"{comparison.rps:,.0f} requests per second need {comparison.gateways} "
-        f"gateway{'s' * (comparison.gateways != 1)} that carry {comparison.gateway_rps:,.0f} each.",
+        f"{comparison.rps:,.0f} requests per second: {comparison.gateways} "
+        f"gateway{'s' * (comparison.gateways != 1)} at {comparison.gateway_rps:,.0f} each.",
     )
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hasfaas.core.errors import SLOInfeasibleError
 from hasfaas.executor.quota import Timing
 from hasfaas.scaling.capacity import slice_rps
-from hasfaas.scaling.frontier import QUOTA_PERCENTS, RATES_RPS, REPLICAS, Frontier, FrontierSettings, feasible
+from hasfaas.scaling.frontier import PEAKS, QUOTA_PERCENTS, RATES_RPS, REPLICAS, Frontier, FrontierSettings, feasible
 from hasfaas.scaling.stack import COUNTS, QUOTAS, Stack, count_rows, quota_rows
 from tests.fakes.plant import surface
 
@@ -27,6 +27,28 @@ def test_the_grid_is_the_capacity_rule() -> None:
     rps = slice_rps(2, batches, hold_ms, 0.5, 60.0, Timing(), late_share=0.005)
     assert FRONTIER.rps[row, share, quota] >= rps.max()
     assert FRONTIER.batch[row, share, quota] == batches[int(rps.argmax())]
+
+
+@pytest.mark.parametrize("insurance", [0.0, 0.3])
+@pytest.mark.parametrize("most", [None, (3,) * 20])
+def test_the_best_shape_is_that_of_the_greatest_peak_within_the_insurance(
+    insurance: float, most: tuple[int, ...] | None
+) -> None:
+    rules = FrontierSettings(insurance=insurance, least_quota=0.1, sm_percents=SURFACE.sm_percents, most=most)
+    frontier = Frontier.of(SURFACE, 60.0, 0.01, Timing(), batch_max=8, settings=rules)
+    counts, shares = np.asarray(REPLICAS)[:, None], frontier.sm_percents
+    for column in range(0, len(RATES_RPS), 7):
+        rate = RATES_RPS[column]
+        enough = frontier.rps >= rate
+        quota = np.maximum(np.asarray(QUOTA_PERCENTS)[enough.argmax(axis=-1)] / 100.0, rules.least_quota)
+        price = np.where(enough[..., -1], counts * (shares * quota / 100.0 + rules.replica_price), np.inf)
+        able = [np.where(frontier.rps[..., -1] >= peak * rate, price, np.inf) for peak in PEAKS]
+        for row, own in enumerate(able):
+            if not np.isfinite(own.min()):
+                assert frontier.best[row, column] == -1
+                continue
+            paid = [peak for peak, each in enumerate(able) if each.min() <= own.min() * (1.0 + insurance)]
+            assert frontier.best[row, column] == int(able[paid[-1]].argmin())
 
 
 @settings(deadline=None)

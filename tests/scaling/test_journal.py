@@ -268,3 +268,16 @@ def test_one_node_and_one_type_are_not_written_and_logs_without_them_are_read() 
     for each in (one, several):
         (tick,) = [entry for _, entry in journal.read(log(each)) if isinstance(entry, Tick)]
         assert same(tick.observation, each)
+
+
+def test_rows_of_a_large_cluster_that_are_alike_are_written_once() -> None:
+    seen = observation(tuple(f"f{n}" for n in range(60)), devices=100)
+    mask = seen.functions.devices.copy()
+    mask[1::2, :50] = False
+    seen = attrs.evolve(seen, functions=attrs.evolve(seen.functions, devices=mask))
+    scribe = Scribe("p", {})
+    lines = [scribe.begin(), *scribe.tick(seen, Decision((), "because", 6.0))]
+    # As lists it would be four letters a cell at least.
+    assert len(lines[-1]) < 2 * mask.size
+    [_, (_, tick)] = journal.read(lines)
+    assert isinstance(tick, Tick) and same(tick.observation, seen)

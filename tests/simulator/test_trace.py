@@ -201,6 +201,19 @@ def test_a_window_is_a_trace_of_its_own() -> None:
             counts.window(start_s, duration_s)
 
 
+def test_copies_begin_at_other_parts_and_lose_nothing() -> None:
+    two = Trace.of_counts(np.array([[1, 2, 3, 4], [5, 0, 0, 0]]), 60.0, ("a", "b"))
+    counts = two.repeated(4)
+    assert counts.names == ("a", "b", "a@2", "b@2")
+    assert counts.counts.tolist() == [[1, 2, 3, 4], [5, 0, 0, 0], [3, 4, 1, 2], [0, 0, 5, 0]]
+    times = Trace.of_requests((np.array([0.5, 1.0, 7.0]),), ("a",), duration_s=8.0).repeated(2)
+    assert [each.tolist() for each in times.times_s] == [[0.5, 1.0, 7.0], [3.0, 4.5, 5.0]]
+    assert two.repeated(2).counts.tolist() == two.counts.tolist()
+    assert two.repeated(3).names == ("a", "b", "a@2")
+    with pytest.raises(InvalidRequestError, match="functions=3 are fewer than the 4"):
+        counts.repeated(3)
+
+
 def test_requests_and_counts_of_the_same_load_agree() -> None:
     requests = Trace.of_requests((np.array([0.0, 0.2, 2.5]), np.array([1.0])), ("a", "b"))
     assert requests.per_second().tolist() == [[2, 0, 1], [0, 1, 0]]

@@ -33,7 +33,7 @@ AGENT_PREFIX = "node-"
 LOOK_EVERY_S = 1.0
 ANSWERS_WITHIN_S = 0.5
 # A child that ends sooner than this after it was ready does so again: its actor is not restarted faster.
-LEAST_LIFE_S = 5.0
+LEAST_LIFE_S = 2.0
 # After so long a gateway was well, and the next delay is the shortest again.
 WELL_AFTER_S = 30.0
 # Beyond the time for draining: replicas and their zygotes end, the state is written.
@@ -166,7 +166,7 @@ class ControlActor:
             )
 
     def stop(self) -> Stopped:
-        """Ends the gateway and then the agents, each after it has finished what it had, and their actors; not this one."""
+        """Ends the gateway and then the agents, each after it has finished what it had. Their actors stay, to be killed."""
         self._stopping.set()
         gateway = self._child is None or self._child.stop(drain_s(self._settings))
         for thread in self._threads:
@@ -209,7 +209,7 @@ class ControlActor:
 
     def _start(self) -> StartGateway:
         _require_version(self._launch.version)
-        settings = _own_folders(self._settings, "gateway", "gw")
+        settings = _own_folders(self._settings, f"gateway-{self._place.name}", "gw")
         return StartGateway(
             place=self._place,
             identity=self._launch.gateway,
@@ -345,9 +345,8 @@ class ControlActor:
 
     def _lost(self, node_id: str, exc: Exception) -> None:
         why = str(exc).strip().splitlines()
-        self._know(
-            attrs.evolve(self._members[node_id], phase=Phase.LOST, port=0, why=why[-1] if why else type(exc).__name__)
-        )
+        text = why[-1] if why else type(exc).__name__
+        self._know(attrs.evolve(self._members[node_id], phase=Phase.LOST, why=text))
 
     def _know(self, member: Member) -> None:
         with self._lock:
@@ -374,7 +373,7 @@ class ControlActor:
             ray.kill(agent, no_restart=True)
 
     def _stop_agents(self) -> set[str]:
-        """The nodes whose agents finished by themselves. Each is asked at once; who was never there, or is lost, is ended."""
+        """The nodes whose agents finished by themselves. Each is asked at once; who was never there, or is lost, is not."""
         import ray
 
         asked = {
@@ -389,8 +388,6 @@ class ControlActor:
                 with contextlib.suppress(Exception):
                     if ray.get(answer, timeout=ANSWERS_WITHIN_S):
                         finished.add(asked[answer])
-        for agent in self._agents.values():
-            ray.kill(agent, no_restart=True)
         return finished
 
     def _request(self, bundles: tuple[Mapping[str, float], ...]) -> None:
@@ -422,7 +419,8 @@ def _given() -> tuple[int, list[str]]:
 
 
 def _own_folders(settings: Settings, name: str, short: str) -> Settings:
-    """A child's own folders, beside those of other processes of this user. Sockets need a short path."""
+    """A child's own folders, beside those of this user's other processes, on other nodes too where they share a home. Sockets
+    need a short path."""
     return attrs.evolve(
         settings, state_dir=settings.state_dir / "processes" / name, runtime_dir=settings.runtime_dir / short
     )

@@ -22,7 +22,7 @@ class Phase(enum.Enum):
     STARTING = "starting"
     READY = "ready"
     REFUSED = "refused"  # it says why, and tries again
-    LOST = "lost"  # its actor died, and comes again unless the node is gone too
+    LOST = "lost"  # its actor does not answer or died, and comes again unless the node is gone too
 
 
 @attrs.frozen
@@ -76,9 +76,10 @@ def free_name(name: str, taken: Iterable[str]) -> str:
 
 
 def line(members: Iterable[Member]) -> Nodes:
-    """What the gateway is told of them: those that listen."""
-    ready = [member for member in members if member.phase is Phase.READY]
-    return Nodes(tuple(NodeAddress(m.place, m.port) for m in sorted(ready, key=lambda m: m.place.name)))
+    """What the gateway is told of them: those that listen, as far as is known. It gives up a node that is not named any more,
+    and that Ray's line to an actor broke is no reason to: whether an agent lives, the gateway sees by its own line to it."""
+    listening = [member for member in members if member.port]
+    return Nodes(tuple(NodeAddress(m.place, m.port) for m in sorted(listening, key=lambda m: m.place.name)))
 
 
 def hosts(nodes: Iterable[RayNode], first: str) -> tuple[str, ...]:

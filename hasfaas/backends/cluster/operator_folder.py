@@ -105,8 +105,8 @@ def state_url(settings: Settings) -> str:
     if settings.cluster.state_url is None:
         raise InvalidRequestError(
             "cluster.state_url is not set, and without it what is deployed would be lost with the node of the gateway: give "
-            'storage that each node reaches, such as "s3://bucket/hasfaas" or "file:///shared/hasfaas"; where all nodes are on '
-            'this machine any folder will do, such as "file:///var/lib/hasfaas"',
+            'storage that each node reaches, such as "s3://bucket/hasfaas" or "file:///shared/hasfaas"; with all on this '
+            'machine any folder will do, such as "file:///var/lib/hasfaas"',
             reason="BAD_OPTION",
         )
     return settings.cluster.state_url

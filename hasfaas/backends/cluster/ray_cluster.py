@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import re
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,11 +18,13 @@ from typing import Any
 from hasfaas.backends.cluster.actors import AGENT_PREFIX, CONTROL, NAMESPACE, ControlActor
 from hasfaas.backends.cluster.launch import ControlState, Launch, Stopped
 from hasfaas.backends.cluster.reservation import RayNode, ray_node
+from hasfaas.core import addresses
 from hasfaas.core.errors import BackendError, IncompatibleError, InvalidRequestError, UnavailableError
 
 OLDEST_RAY = (2, 50)
 AUTO = "auto"
 GONE_WITHIN_S = 30.0
+KNOCK_TIMEOUT_S = 5.0
 
 
 class RayCluster:
@@ -108,13 +111,17 @@ def joined(address: str) -> Iterator[RayCluster]:
     Raises BackendError without Ray, IncompatibleError for an old one or another Python than the cluster's, UnavailableError
     where there is no cluster, InvalidRequestError for an address that cannot be.
     """
-    if address != AUTO and not re.fullmatch(r"\[?[\w.:-]+\]?:\d+", address):
+    try:
+        if address != AUTO:
+            addresses.split(address)
+    except ValueError as exc:
         raise InvalidRequestError(
             f'--address {address}: give "auto" on a machine of the Ray cluster, or the host:port of its head',
             reason="BAD_OPTION",
-        )
+        ) from exc
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
         ray = _ray()
+        _knock(address)
         already = ray.is_initialized()
         if not already:
             _join(ray, address)
@@ -150,6 +157,23 @@ def require_version(version: str) -> None:
         )
 
 
+def _knock(address: str) -> None:
+    """Where nothing listens, Ray would say so after half a minute, and to the operator's terminal."""
+    if address == AUTO:
+        return
+    try:
+        socket.create_connection(addresses.split(address), timeout=KNOCK_TIMEOUT_S).close()
+    except OSError as exc:
+        raise _no_ray(address, exc) from exc
+
+
+def _no_ray(address: str, exc: Exception) -> UnavailableError:
+    return UnavailableError(
+        f"no Ray cluster is at {address} ({exc}): start one (`ray start --head`), or give --address its head's host:port",
+        reason="NO_RAY",
+    )
+
+
 def _join(ray: Any, address: str) -> None:
     try:
         ray.init(
@@ -161,11 +185,7 @@ def _join(ray: Any, address: str) -> None:
             logging_level=logging.ERROR,
         )
     except ConnectionError as exc:
-        raise UnavailableError(
-            f"no Ray cluster answers at {address} ({exc}): start one (`ray start --head`), or give its head's --address "
-            "host:port",
-            reason="NO_RAY",
-        ) from exc
+        raise _no_ray(address, exc) from exc
     except RuntimeError as exc:
         if "mismatch" not in str(exc).lower():
             raise BackendError(f"joining the Ray cluster at {address} failed: {exc}", reason="NO_RAY") from exc

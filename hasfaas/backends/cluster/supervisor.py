@@ -10,6 +10,7 @@ import logging
 import os
 import queue
 import select
+import shutil
 import subprocess
 import sys
 import threading
@@ -126,6 +127,8 @@ class Child:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        # Its sockets: nobody listens there any more.
+        shutil.rmtree(self._start_line.runtime_dir, ignore_errors=True)
 
     def _await_ready(self, timeout_s: float) -> Ready:
         assert self._process is not None

@@ -44,6 +44,8 @@ from hasfaas.wire.frames import Buffer
 from hasfaas.wire.status import to_status
 
 USAGE_EVERY_S = 0.05
+# A full node tells less often: what its gateway has to read stays the same.
+USAGE_EVERY_S_EACH = 0.005
 LOGS_EVERY_S = 0.25
 # How often it is looked whether a new quota is in force, while any is not.
 FORCE_POLL_S = 0.002
@@ -222,7 +224,8 @@ class Tenure:
 
     async def _tell_usages(self) -> None:
         while True:
-            await asyncio.sleep(USAGE_EVERY_S)
+            forked = self._forked()
+            await asyncio.sleep(max(USAGE_EVERY_S, USAGE_EVERY_S_EACH * len(forked)))
             changed = {}
             for replica_id in self._forked():
                 kept, usage = self._replicas[replica_id], self._agent.usage(replica_id)
