@@ -128,6 +128,8 @@ class Node:
 class Cluster(RunningBackend):
     """The processes, and a client that comes as from another machine."""
 
+    gateway_module = GATEWAY_MODULE
+
     def __init__(
         self,
         folder: Path,
@@ -196,7 +198,7 @@ class Cluster(RunningBackend):
             str(home / "run"),
             self.tokens_file.read_text(),
         )
-        self.gateway = Process(GATEWAY_MODULE, start, home / "gateway.log", self.prefixes.get(self.gateway_on, ()))
+        self.gateway = Process(self.gateway_module, start, home / "gateway.log", self.prefixes.get(self.gateway_on, ()))
         ready = self.gateway.ready()
         self.list_nodes()
         return ready

@@ -80,9 +80,13 @@ ROOMS = {
     "backends.cluster": Room(
         "core wire devices serving node backends",
         third="attrs cattrs fsspec",
-        special_lazy=dict.fromkeys(("actors.py", "ray_cluster.py"), "ray"),
+        special_lazy=dict.fromkeys(("actors.py", "control_actor.py", "ray_cluster.py"), "ray"),
     ),
-    "sdk": Room("core wire", third="attrs numpy cloudpickle grpc google platformdirs"),
+    "sdk": Room(
+        "core wire",
+        third="attrs numpy cloudpickle grpc google platformdirs",
+        special_lazy={"user_file.py": "tomlkit"},
+    ),
     "": Room("core wire sdk", third="attrs"),
     # Suites for others and for our own tests: what users import, and no room of a server. Nothing imports them.
     "testing": Room("core wire sdk", third="pytest psutil", root=True),
@@ -96,6 +100,8 @@ ROOT_ONLY_THIRD = ("click", "rich")
 FAMILIES = {"grpc_health": "grpc", "grpc_reflection": "grpc", "grpc_status": "grpc", "attr": "attrs"}
 
 PURE = (
+    "backends/cluster/members.py",
+    "backends/cluster/reservation.py",
     "core/*.py",
     "executor/quota.py",
     "executor/gate_plan.py",

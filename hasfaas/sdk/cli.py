@@ -15,6 +15,7 @@ import click
 from hasfaas.core.errors import HasFaasError
 from hasfaas.core.version import VERSION
 from hasfaas.sdk.cli_certs import certs
+from hasfaas.sdk.cli_cluster import cluster
 from hasfaas.sdk.cli_config import config
 from hasfaas.sdk.cli_deploy import delete, deploy
 from hasfaas.sdk.cli_doctor import doctor
@@ -104,6 +105,7 @@ for _command in (
     doctor,
     token,
     certs,
+    cluster,
     config,
 ):
     cli.add_command(_command)

@@ -25,14 +25,20 @@ def _member(node: RayNode, phase: Phase = Phase.READY, port: int = 0) -> Member:
 def test_nodes_with_devices_get_an_agent_once() -> None:
     found = book.wanted([TWO, HEAD, ONE], {}, _needs)
     assert [(one.place.name, one.reservation.gpus) for one in found] == [("gpu1", 2), ("gpu2", 1)]
-    assert [one.place for one in book.wanted([ONE, TWO], {"id1": _member(ONE)}, _needs)] == [Place("id2", "gpu2", "10.0.0.2")]
+    assert [one.place for one in book.wanted([ONE, TWO], {"id1": _member(ONE)}, _needs)] == [
+        Place("id2", "gpu2", "10.0.0.2")
+    ]
 
 
 def test_a_second_node_of_a_name_gets_another() -> None:
     twin = attrs.evolve(ONE, node_id="id3")
     third = attrs.evolve(ONE, node_id="id4")
     found = book.wanted([ONE, third, twin], {}, _needs)
-    assert [(one.place.node_id, one.place.name) for one in found] == [("id1", "gpu1"), ("id3", "gpu1-2"), ("id4", "gpu1-3")]
+    assert [(one.place.node_id, one.place.name) for one in found] == [
+        ("id1", "gpu1"),
+        ("id3", "gpu1-2"),
+        ("id4", "gpu1-3"),
+    ]
 
 
 def test_a_node_that_came_back_has_its_name_though_ray_has_not_missed_the_old_one() -> None:
@@ -56,14 +62,25 @@ def test_members_whose_node_is_gone() -> None:
 
 
 def test_the_gateway_is_told_of_those_that_listen() -> None:
-    members = [_member(TWO, port=2), _member(HEAD, Phase.STARTING), _member(ONE, port=1), _member(HEAD, Phase.LOST)]
+    """Also of one whose actor Ray has lost sight of: what is not named is given up with its replicas."""
+    members = [_member(TWO, Phase.LOST, port=2), _member(HEAD, Phase.STARTING), _member(ONE, port=1)]
     assert book.line(members) == Nodes(
         (NodeAddress(Place("id1", "gpu1", "10.0.0.1"), 1), NodeAddress(Place("id2", "gpu2", "10.0.0.2"), 2))
     )
 
 
+def test_of_two_with_one_name_the_gateway_is_told_of_the_one_that_answers() -> None:
+    old, new = _member(ONE, Phase.LOST, port=1), _member(attrs.evolve(ONE, node_id="id3"), port=3)
+    expected = Nodes((NodeAddress(Place("id3", "gpu1", "10.0.0.1"), 3),))
+    assert book.line([old, new]) == book.line([new, old]) == expected
+
+
 def test_hosts_begin_with_the_gateways() -> None:
-    assert book.hosts([ONE, HEAD, TWO, attrs.evolve(ONE, node_id="x")], "10.0.0.2") == ("10.0.0.2", "10.0.0.1", "10.0.0.9")
+    assert book.hosts([ONE, HEAD, TWO, attrs.evolve(ONE, node_id="x")], "10.0.0.2") == (
+        "10.0.0.2",
+        "10.0.0.1",
+        "10.0.0.9",
+    )
     assert book.hosts([ONE], "10.0.0.7") == ("10.0.0.7", "10.0.0.1")
 
 

@@ -42,7 +42,11 @@ def _cuda(**options: object) -> DeviceSettings:
         ((SIM, SIM, DeviceSettings(kind="cpu", cores=2)), PLAIN, Reservation(2, 0)),
         ((DeviceSettings(kind="sim", node="gpu1"),), PLAIN, None),
         ((DeviceSettings(kind="sim", node="plain"),), PLAIN, Reservation()),
-        ((DeviceSettings(kind="cuda", count=2, node="gpu1"), DeviceSettings(kind="cpu", node="plain")), GPUS, Reservation(0, 2)),
+        (
+            (DeviceSettings(kind="cuda", count=2, node="gpu1"), DeviceSettings(kind="cpu", node="plain")),
+            GPUS,
+            Reservation(0, 2),
+        ),
     ],
 )
 def test_what_is_reserved(tables: tuple[DeviceSettings, ...], node: RayNode, expected: Reservation | None) -> None:

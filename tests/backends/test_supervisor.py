@@ -1,4 +1,4 @@
-"""A supervised child process: its start, its refusal, its lines, its log and its end, with a child that speaks the contract."""
+"""A supervised child process: its start, its refusal, its lines, its log, its end, with a child that speaks the contract."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ def test_a_child_is_ready_hears_lines_and_stops(make: Start, tmp_path: Path) -> 
     assert one.stop(30)
     assert one.wait() == 0
     assert _heard(tmp_path) == [NODES, Stop()]
+    assert not (tmp_path / "run").exists(), "its sockets are gone, its log stays"
     assert (tmp_path / "state").stat().st_mode & 0o077 == 0
 
 

@@ -1,4 +1,4 @@
-"""Stands for a node agent or a gateway of a cluster: speaks what `backends/cluster/child.py` says, and remembers what it heard.
+"""Stands for a node agent or a gateway of a cluster: speaks what `backends/cluster/child.py` says, and keeps what it heard.
 
 `python -m tests.fakes.cluster_child`. Its port is its process's number, so that a test can tell one child from the next. Each
 line that it hears is a line of `heard` in its state_dir; `FAKE_CHILD` says how it misbehaves, and a file `ask` there is what

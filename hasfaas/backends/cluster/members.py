@@ -78,8 +78,12 @@ def free_name(name: str, taken: Iterable[str]) -> str:
 def line(members: Iterable[Member]) -> Nodes:
     """What the gateway is told of them: those that listen, as far as is known. It gives up a node that is not named any more,
     and that Ray's line to an actor broke is no reason to: whether an agent lives, the gateway sees by its own line to it."""
-    listening = [member for member in members if member.port]
-    return Nodes(tuple(NodeAddress(m.place, m.port) for m in sorted(listening, key=lambda m: m.place.name)))
+    named: dict[str, Member] = {}
+    for member in members:
+        # A lost one whose name another has taken is a raylet that was started anew.
+        if member.port and (member.phase is not Phase.LOST or member.place.name not in named):
+            named[member.place.name] = member
+    return Nodes(tuple(NodeAddress(named[name].place, named[name].port) for name in sorted(named)))
 
 
 def hosts(nodes: Iterable[RayNode], first: str) -> tuple[str, ...]:

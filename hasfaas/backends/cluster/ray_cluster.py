@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hasfaas.backends.cluster.actors import AGENT_PREFIX, CONTROL, NAMESPACE, ControlActor
+from hasfaas.backends.cluster.actors import AGENT_PREFIX, NAMESPACE
+from hasfaas.backends.cluster.control_actor import CONTROL, ControlActor
 from hasfaas.backends.cluster.launch import ControlState, Launch, Stopped
 from hasfaas.backends.cluster.reservation import RayNode, ray_node
 from hasfaas.core import addresses
