@@ -19,6 +19,8 @@ from hasfaas.core.settings import DeviceSettings
 from hasfaas.testing.running import RunningBackend
 from tests.clustered import clustered
 from tests.live import gateway
+from tests.namespaces import network
+from tests.rayed import rayed
 
 # Each gives one lane: functions that nobody sized share it, and three pinned ones meet in it.
 BACKENDS = {
@@ -31,11 +33,17 @@ BACKENDS = {
     "sim over nodes": (DeviceSettings(kind="sim"),),
     # Two nodes and a gateway in network namespaces of their own: nothing goes by loopback.
     "sim over namespaces": (DeviceSettings(kind="sim"),),
+    # Three raylets of a real Ray cluster, of which one has a device.
+    "sim on raylets": (DeviceSettings(kind="sim", node="right"),),
+    "cpu on raylets": (DeviceSettings(kind="cpu", cores=1, node="middle"),),
 }
 
 
 AREAS = {
     "over grpc": ("LargeValues",),
+    "over namespaces": ("CallVerbs", "StreamVerbs", "LargeValues"),
+    "cpu on raylets": (),
+    "on raylets": ("CallVerbs", "Restarts"),
 }
 """The areas that the way to the gateway can change. What lanes do is decided beyond it, and would take half as long again."""
 
@@ -46,7 +54,7 @@ MEASURED = ("QuotaShares", "ProfileVerbs")
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if _area(item) in MEASURED:
+        if _area(item) in MEASURED or _backend(item).endswith("on raylets"):
             item.add_marker(pytest.mark.alone)
     left_out = [item for item in items if not _wanted(item)]
     config.hook.pytest_deselected(items=left_out)
@@ -54,12 +62,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _wanted(item: pytest.Item) -> bool:
-    callspec = getattr(item, "callspec", None)
-    backend = str(callspec.params.get("running", "")) if callspec is not None else ""
+    backend = _backend(item)
     areas = next((areas for way, areas in AREAS.items() if backend.endswith(way)), None)
     if os.environ.get("HASFAAS_ALL_AREAS"):
         return True
     return areas is None or _area(item) in areas
+
+
+def _backend(item: pytest.Item) -> str:
+    callspec = getattr(item, "callspec", None)
+    return str(callspec.params.get("running", "")) if callspec is not None else ""
 
 
 def _area(item: pytest.Item) -> str:
@@ -77,10 +89,12 @@ class OverGrpc(LocalBackend):
 
 @contextmanager
 def in_namespaces(devices: tuple[DeviceSettings, ...]) -> Iterator[RunningBackend]:
-    """A cluster of two nodes with these devices each, all three of its processes in namespaces of their own."""
+    """A cluster of two nodes; its gateway and both agents have namespaces of their own. The one node is too small for any
+    function, since the suite is about one lane."""
+    small = (DeviceSettings(kind="sim", memory="1MiB"),)
     with (
-        network("front", "near", "far") as net,
-        clustered({"near": devices, "far": devices}, hosts=net.hosts, prefixes=net.prefixes) as made,
+        network("front", "small", "far") as net,
+        clustered({"small": small, "far": devices}, hosts=net.hosts, prefixes=net.prefixes) as made,
     ):
         yield made
 
@@ -89,6 +103,9 @@ def _started(backend: str) -> AbstractContextManager[RunningBackend]:
     devices = BACKENDS[backend]
     if backend.endswith("over namespaces"):
         return in_namespaces(devices)
+    if backend.endswith("on raylets"):
+        pytest.importorskip("ray", reason="Ray is not installed (pip install 'hasfaas[cluster]')")
+        return rayed(*devices)
     if backend.endswith("over nodes"):
         return clustered({"far": devices})
     return gateway(*devices)
