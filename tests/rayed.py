@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import attrs
+import psutil
 
 from hasfaas.backends.cluster import command
 from hasfaas.backends.cluster.launch import ControlState
@@ -49,13 +50,23 @@ def raylets() -> Iterator[Any]:
 class RayedCluster(RunningBackend):
     """A cluster that is up, and a client with nothing but what `up` writes into a user's configuration."""
 
-    def __init__(self, served: Settings, client: ClusterSettings, elsewhere: Settings, ray: Any) -> None:
-        self.served, self.ray = served, ray
+    def __init__(self, served: Settings, client: ClusterSettings, elsewhere: Settings, ray: Any, raylets: Any) -> None:
+        self.served, self.ray, self.raylets = served, ray, raylets
         super().__init__(attrs.evolve(elsewhere, backend="cluster", cluster=client))
 
     def state(self) -> ControlState:
         """What the control actor sees."""
         return command.status(self.ray)
+
+    def raylet(self, name: str) -> psutil.Process:
+        """A node's raylet."""
+        node_id = next(m.place.node_id for m in self.state().members if m.place.name == name)
+        node = next(node for node in self.raylets.list_all_nodes() if node.node_id == node_id)
+        return psutil.Process(node.all_processes["raylet"][0].process.pid)
+
+    def agent(self, name: str) -> psutil.Process:
+        """A node's agent, with its zygotes and replicas as its children."""
+        return psutil.Process(next(m.child_pid for m in self.state().members if m.place.name == name))
 
     def restart(self) -> None:
         """The gateway's process is killed; its actor starts another."""
@@ -95,7 +106,7 @@ def rayed(*devices: DeviceSettings, scaling: ScalingSettings = UNSCALED, **optio
         served = settings_in(folder / "s", devices=devices, cluster=cluster, scaling=scaling)
         try:
             up = command.up(served, ray, lambda line: None)
-            running = RayedCluster(served, up.client, settings_in(folder / "c"), ray)
+            running = RayedCluster(served, up.client, settings_in(folder / "c"), ray, made)
             expected = {m.place.node_id for m in up.state.members}
             eventually(lambda: {m.place.node_id for m in running.state().members if m.phase is Phase.READY} == expected)
             eventually(lambda: running.status().devices)

@@ -25,6 +25,8 @@ from hasfaas.core.settings import ClusterSettings, DeviceSettings, LocalSettings
 from hasfaas.testing.running import short_folder
 from hasfaas.testing.waiting import eventually
 from tests.fakes import cluster_child
+from tests.live import ROOT
+from tests.rayed import LIGHT, raylets
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install 'hasfaas[cluster]')")
 pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(110)]
@@ -32,11 +34,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(110)]
 from hasfaas.backends.cluster import ray_cluster  # noqa: E402
 from hasfaas.backends.cluster.ray_cluster import RayCluster  # noqa: E402
 
-ROOT = Path(__file__).parents[2]
 FAKE = "tests.fakes.cluster_child"
-LIGHT = {"object_store_memory": 80 << 20, "include_log_monitor": False, "num_cpus": 2}
-# Ray's own take 15 s to miss a raylet.
-QUICK = {"health_check_initial_delay_ms": 200, "health_check_period_ms": 300, "health_check_failure_threshold": 3}
 
 
 class FakeChildren(RayCluster):
@@ -109,31 +107,16 @@ def _requested() -> list[dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    from ray.cluster_utils import Cluster
-
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(ROOT)  # the raylets hand it on: our child is a module of the tests
-    raylets = Cluster(head_node_args={}, shutdown_at_exit=True)
-    try:
-        raylets.add_node(node_name="left", include_dashboard=False, _system_config=QUICK, **LIGHT)
-        for name in ("middle", "right"):
-            raylets.add_node(node_name=name, **LIGHT)
-        with short_folder() as folder, ray_cluster.joined(raylets.address):
-            settings = Settings(
-                state_dir=folder / "s",
-                runtime_dir=folder / "r",
-                local=LocalSettings(drain_timeout_s=1),
-                cluster=ClusterSettings(state_url=f"file://{folder}/shared"),
-                devices=(DeviceSettings(kind="sim"), DeviceSettings(kind="cpu", node="middle")),
-            )
-            yield World(raylets, settings, FakeChildren())
-            command.down(settings, RayCluster())
-    finally:
-        raylets.shutdown()
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+    with raylets() as made, short_folder() as folder, ray_cluster.joined(made.address):
+        settings = Settings(
+            state_dir=folder / "s",
+            runtime_dir=folder / "r",
+            local=LocalSettings(drain_timeout_s=1),
+            cluster=ClusterSettings(state_url=f"file://{folder}/shared"),
+            devices=(DeviceSettings(kind="sim"), DeviceSettings(kind="cpu", node="middle")),
+        )
+        yield World(made, settings, FakeChildren())
+        command.down(settings, RayCluster())
 
 
 @pytest.fixture
