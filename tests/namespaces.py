@@ -1,7 +1,7 @@
 """Nodes with networks of their own: a bridge here, and behind it namespaces, each with one link and one address.
 
-What runs in one is a process of this machine, seen and ended as any other; what it says goes over its link alone, which can be
-taken down (packets vanish, nobody is told) or made slow. This process is on the bridge too, and reaches every namespace.
+What runs in one is a process of this machine, seen and ended as any other; what it says goes over its link alone, which can
+be taken down (packets vanish, nobody is told) or made slow. This process is on the bridge too, and reaches every namespace.
 
 Law: nothing is left behind. Names carry this process's number: what is found of a process that has gone is removed first.
 """
@@ -76,22 +76,33 @@ class Network:
         finally:
             self.up(name)
 
-    def slow(self, name: str, *, mbit: float, queue_ms: float) -> None:
-        """Lets so much through a link, each way, and drops what has to wait for it longer. Skips where the kernel cannot."""
+    @contextmanager
+    def slow(self, name: str, *, mbit: float, queue_ms: float) -> Iterator[None]:
+        """A link that lets so much through, each way, and drops what would wait longer. Skips where the kernel cannot."""
         shape = ("tbf", "rate", f"{mbit:g}mbit", "burst", "64kb", "latency", f"{queue_ms:g}ms")
-        self._shape(name, shape)
+        with self._shaped(name, shape):
+            yield
 
-    def worsen(self, name: str, *, delay_ms: float, loss_percent: float) -> None:
-        """Delays and loses packets of a link, each way. Skips where the kernel cannot."""
-        self._shape(name, ("netem", "delay", f"{delay_ms:g}ms", "loss", f"{loss_percent:g}%"))
+    @contextmanager
+    def lossy(self, name: str, *, delay_ms: float, loss_percent: float) -> Iterator[None]:
+        """A link that delays packets and loses some, each way. Skips where the kernel cannot."""
+        with self._shaped(name, ("netem", "delay", f"{delay_ms:g}ms", "loss", f"{loss_percent:g}%")):
+            yield
 
-    def _shape(self, name: str, shape: tuple[str, ...]) -> None:
+    @contextmanager
+    def _shaped(self, name: str, shape: tuple[str, ...]) -> Iterator[None]:
         space = self.spaces[name]
-        for where, link in (((), space.link), (("-n", space.netns), INSIDE)):
-            done = _try("tc", *where, "qdisc", "replace", "dev", link, "root", *shape)
-            if "qdisc kind is unknown" in done:
-                pytest.skip(f"this kernel has no `tc {shape[0]}`: {done}")
-            assert not done, done
+        ends = [(("tc", *where, "qdisc"), link) for where, link in (((), space.link), (("-n", space.netns), INSIDE))]
+        try:
+            for tc, link in ends:
+                said = _try(*tc, "replace", "dev", link, "root", *shape)
+                if "qdisc kind is unknown" in said:
+                    pytest.skip(f"this kernel has no `tc qdisc ... {shape[0]}`")
+                assert not said, said
+            yield
+        finally:
+            for tc, link in ends:
+                _try(*tc, "delete", "dev", link, "root")
 
 
 @contextmanager

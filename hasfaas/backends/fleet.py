@@ -437,7 +437,12 @@ class Fleet:
         version = deployed.record.version
         if not any(m.state is ReplicaState.READY and m.record.version == version for m in deployed.members.values()):
             deployed.wanted = max(1, deployed.wanted)
-            await self._starts.one(deployed)
+            while True:
+                try:
+                    await self._starts.one(deployed)
+                    return
+                except NodeLostError as exc:
+                    log.warning("%s: %s; starting another", deployed.record.name, exc)
 
     # -- events ------------------------------------------------------------------------------------------------------
 

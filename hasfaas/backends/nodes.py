@@ -168,9 +168,16 @@ class Nodes(ABC):
             self._tell(replica)
 
     async def check_bundle(self, python: str, packages: Sequence[str], bundle: Path) -> tuple[str, ...]:
-        """What keeps the function's interpreter from loading its bundle, found without loading it, on every node."""
-        doors = dict.fromkeys(self._doors.values())
-        found = await asyncio.gather(*(door.check_bundle(python, packages, bundle) for door in doors))
+        """What keeps the function's interpreter from loading its bundle, found without loading it, on every node. One that is
+        lost meanwhile has no say."""
+
+        async def ask(door: NodeDoor) -> tuple[str, ...]:
+            try:
+                return await door.check_bundle(python, packages, bundle)
+            except NodeLostError:
+                return ()
+
+        found = await asyncio.gather(*(ask(door) for door in dict.fromkeys(self._doors.values())))
         return tuple(dict.fromkeys(line for lines in found for line in lines))
 
     async def add(self, request: ReplicaRequest) -> Replica:

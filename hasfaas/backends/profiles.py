@@ -273,17 +273,19 @@ class Profiles:
         known.dirty, known.saved_s = False, time.monotonic()
 
     def _device(self, record: FunctionRecord, name: str) -> DeviceInfo:
-        """The device meant, by id, kind or model; without a name the one where the function's replicas are, or would be."""
-        devices = self.fleet.nodes.devices
+        """The device meant, by id, kind or model; without a name the one where the function's replicas are, or would be. Of
+        several one that has memory for a replica."""
+        known = self.fleet.nodes.devices
+        devices = dict(sorted(known.items(), key=lambda item: item[1].memory_bytes < record.spec.memory_bytes))
         serving = [view.device_id for view in self.fleet.replicas(record.name)]
         wanted = [name] if name else [*serving[:1], record.spec.device]
         for one in wanted:
             for info in devices.values():
                 if one in ("auto", *_names(info)):
                     return info
-        known = ", ".join(f"{info.device_id} ({info.kind})" for info in devices.values()) or "none"
+        named = ", ".join(f"{info.device_id} ({info.kind})" for info in known.values()) or "none"
         raise NotFoundError(
-            f"device {name or record.spec.device!r} is not here; devices: {known}", reason="DEVICE_NOT_FOUND"
+            f"device {name or record.spec.device!r} is not here; devices: {named}", reason="DEVICE_NOT_FOUND"
         )
 
 

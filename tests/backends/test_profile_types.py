@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import attrs
 import pytest
 
 from hasfaas.backends.profiles import Profiles
@@ -94,3 +95,11 @@ async def test_batches_served_on_any_device_of_a_type_correct_its_profile() -> N
         profiles.observe(record(), process, [(1, hold_ns)] * 100)  # type: ignore[arg-type]
         await profiles.fold()
         assert profiles.surfaces(record())["sim:v100"].hold(1, 100.0) > 1.02 * before_ms
+
+
+def test_a_function_is_measured_where_it_has_memory() -> None:
+    small = attrs.evolve(device("small"), memory_bytes=2**20)
+    for devices in ((small, device("large")), (device("large"), small)):
+        profiles = made(MemoryStore(), *devices)
+        assert profiles._device(record(), "").device_id == "large"
+        assert profiles._device(record(), "small").device_id == "small", "whoever names one means it"
