@@ -14,7 +14,7 @@ from pathlib import Path
 import attrs
 import cloudpickle
 
-from hasfaas.core.errors import IncompatibleError, SerializationError
+from hasfaas.core.errors import AuthError, IncompatibleError, SerializationError
 from hasfaas.core.fingerprint import PYTHON, capture, differences
 from hasfaas.core.signing import verify
 from hasfaas.wire.bundle import Contents, Manifest, read_manifest, unpack
@@ -36,14 +36,22 @@ def check(manifest: Manifest) -> tuple[str, ...]:
     return differences(wanted, capture(name for name, _ in wanted.packages))
 
 
-def load(blob: bytes, signature: bytes, key: bytes, workdir: Path) -> Loaded:
-    """The function in `blob`; its first-party modules are left in `workdir` and put first on `sys.path`.
+def load(blob: bytes, signature: bytes, key: bytes, workdir: Path, *, named: tuple[str, str] | None = None) -> Loaded:
+    """The function in `blob`; its first-party modules are left in `workdir` and put first on `sys.path`. `named` is the
+    function and version that it must be of, where that matters.
 
-    Raises AuthError (unsigned, altered), IncompatibleError (every difference listed), InvalidRequestError
+    Raises AuthError (unsigned, altered, another's), IncompatibleError (every difference listed), InvalidRequestError
     (broken), and SerializationError when the pickle itself cannot be rebuilt.
     """
     verify(key, blob, signature)
     manifest = read_manifest(blob)
+    if named is not None and named != (manifest.name, manifest.version):
+        # Signed once, and put under this name by somebody who may write the store and has no key.
+        raise AuthError(
+            f"the bundle kept for {' '.join(named)} is of {manifest.name} {manifest.version}: see who may write to the "
+            "store, and deploy it again",
+            reason="TAMPERED",
+        )
     _refuse(manifest, check(manifest))
     contents = unpack(blob)
     if manifest.modules:

@@ -169,7 +169,8 @@ def prepare(config: ReplicaConfig) -> Prepared:
     blob = Path(config.bundle_path).read_bytes()
     key = load_or_create_key(Path(config.key_path))
     base.module_of(config.part.kind).wall(config.memory_bytes)
-    loaded = loader.load(blob, bytes.fromhex(config.signature_hex), key, Path(config.work_dir))
+    signature, named = bytes.fromhex(config.signature_hex), (config.function, config.version)
+    loaded = loader.load(blob, signature, key, Path(config.work_dir), named=named)
     with _users_code:
         return Prepared(Target.build(Kind(loaded.kind), loaded.target), loaded.target)
 

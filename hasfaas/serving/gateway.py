@@ -248,7 +248,7 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
             sizing=known.sizing if known else Sizing(),
         )
         changed = known is None or known.version != record.version or known.spec != record.spec
-        if changed:
+        if changed or (known is not None and not self._is_sound(known)):
             await self._store.commit(lambda: self._store.put(record, request.bundle))
         try:
             await self._control.deploy(self._store.get(request.name) or record, warm=request.warm)
@@ -261,6 +261,16 @@ class GatewayService(functions_pb2_grpc.FunctionServiceServicer):
                 await self._store.commit(lambda: self._store.put(known, before))
             raise
         return pb.DeployResponse(name=record.name, version=record.version, changed=changed)
+
+    def _is_sound(self, record: FunctionRecord) -> bool:
+        """Whether its bundle is still what was deployed: in a shared store somebody may have changed it, or named another."""
+        try:
+            bundle = self._store.bundle_path(record.bundle_sha256).read_bytes()
+            self._control.verify(bundle, record.signature)
+            manifest = bundles.read_manifest(bundle)
+            return (manifest.name, manifest.version) == (record.name, record.version)
+        except (AuthError, NotFoundError):
+            return False
 
     async def ListFunctions(  # noqa: N802
         self, request: pb.ListFunctionsRequest, context: Context

@@ -47,6 +47,9 @@ AREAS = {
 }
 """The areas that the way to the gateway can change. What lanes do is decided beyond it, and would take half as long again."""
 
+ELSEWHERE = ("over nodes", "over namespaces", "on raylets")
+"""Where clients come in by a network, which names no interpreters and has no folder of the gateway's."""
+
 MEASURED = ("QuotaShares", "ProfileVerbs")
 """The areas that measure."""
 
@@ -63,6 +66,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _wanted(item: pytest.Item) -> bool:
     backend = _backend(item)
+    if _area(item) == "TestBeyondTheContract" and backend.endswith(ELSEWHERE):
+        return False
     areas = next((areas for way, areas in AREAS.items() if backend.endswith(way)), None)
     if os.environ.get("HASFAAS_ALL_AREAS"):
         return True

@@ -1,6 +1,7 @@
 """A wire between hosts that a test can hold or cut: it passes bytes on between whoever connects and a port of loopback.
 
-While it is held nothing passes either way and no end is told: a partition. A cut ends one connection of several.
+While it is held nothing passes either way and no end is told: a partition. A cut ends one connection of several. While it
+refuses, connections that are there go on, and others are closed at once.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ class Wire:
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
         self.cables: list[tuple[socket.socket, socket.socket]] = []
+        self.refuses = False
+        self.refused = 0
         self._flows = threading.Event()
         self._flows.set()
         threading.Thread(target=self._accept, daemon=True).start()
@@ -48,6 +51,10 @@ class Wire:
         with suppress(OSError):  # it was closed
             while True:
                 near, _ = self._listening.accept()
+                if self.refuses:
+                    near.close()
+                    self.refused += 1
+                    continue
                 far = socket.create_connection(("127.0.0.1", self._to))
                 self.cables.append((near, far))
                 for source, target in ((near, far), (far, near)):

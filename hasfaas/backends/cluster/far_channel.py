@@ -1,6 +1,7 @@
 """The way to a replica of another host: the frames of a local one, over TCP with TLS, relayed by its agent.
 
-No memory is shared with it: what a client of this host lent in a segment is sent in line, and results come in line too.
+No memory is shared with it: what a client of this host lent in a segment is sent in line, and results come in line too. One
+that names a segment would be one of this host, which nobody there may open: its line ends.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import attrs
 
 from hasfaas.backends.cluster.paced_line import PacedLine
 from hasfaas.backends.cluster.tls import SERVER_NAME
-from hasfaas.core.errors import HasFaasError, UnavailableError
+from hasfaas.core.errors import HasFaasError, InvalidRequestError, UnavailableError
 from hasfaas.serving.channel import ChannelEvents, ReplicaChannel
 from hasfaas.wire import frames
 from hasfaas.wire.frames import Frame, FrameKind, RawPayload
@@ -32,6 +33,16 @@ class FarChannel(PacedLine, ReplicaChannel):
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._early: list[Frame] | None = []
 
+    async def ask(self, replica_id: str) -> None:
+        """Asks for a replica, and waits until its agent has opened the line. Without that it is closed. OSError."""
+        self.write(frames.pack(FrameKind.OPEN, 0, replica_id))
+        try:
+            await asyncio.shield(self.opened)
+        except BaseException:
+            self.opened.cancel()
+            self.close()
+            raise
+
     def begin(self) -> None:
         """What the replica says is told from now on; what it said before, first."""
         early, self._early = self._early or [], None
@@ -39,18 +50,24 @@ class FarChannel(PacedLine, ReplicaChannel):
             super().take(frame)
 
     def take(self, frame: Frame) -> None:
-        if frame.kind is FrameKind.OPENED and not self.opened.done():
+        if not self.opened.done():
+            if frame.kind is not FrameKind.OPENED:
+                raise InvalidRequestError(f"a node agent sent {frame.kind.name} on a line that it has not opened")
             self.opened.set_result(None)
-        elif self._early is not None:
+            return
+        match frame:
+            case Frame(kind=FrameKind.RESULT | FrameKind.ITEM, head=(_, _, _, str(segment))) if segment:
+                raise InvalidRequestError("a replica of another host sent the name of shared memory")
+        if self._early is not None:
             self._early.append(frame)
         else:
             super().take(frame)
 
     def lost(self) -> None:
-        if self.opened.done():
-            super().lost()
-        else:
+        if not self.opened.done():
             self.opened.set_exception(ConnectionResetError("the node agent closed the line"))
+        elif not self.opened.cancelled() and self.opened.exception() is None:
+            super().lost()
 
     def execute(self, calls: Sequence[tuple[int, RawPayload]]) -> None:
         """Sends a batch for one execution. A call whose arguments have gone with its client fails alone."""
@@ -90,8 +107,7 @@ class FarLine:
                 _, channel = await loop.create_connection(
                     lambda: FarChannel(events), self.host, self.port, ssl=self.tls, server_hostname=SERVER_NAME
                 )
-                channel.write(frames.pack(FrameKind.OPEN, 0, self.replica_id))
-                await channel.opened
+                await channel.ask(self.replica_id)
         except (OSError, TimeoutError) as exc:
             raise UnavailableError(
                 f"replica {self.replica_id} cannot be reached at {self.host}:{self.port}: {exc or 'no answer'}"

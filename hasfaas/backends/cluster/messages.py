@@ -19,6 +19,11 @@ from hasfaas.node.agent import Order
 from hasfaas.wire import frames
 from hasfaas.wire.frames import Buffer, Frame, FrameKind
 
+# Of one message, either way.
+MAX_HEAD_BYTES = 4 * 2**20
+# Of one replica's log, in one message: a replica that writes more is followed at this rate.
+LOG_PIECE_BYTES = 64 * 1024
+
 
 @attrs.frozen
 class Hello:

@@ -34,7 +34,8 @@ async def serve() -> None:
     try:
         settings = _settings(start)
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        server = NodeServer(start.place, settings.state_dir, settings.socket_path(DESCRIPTORS))
+        state_url = settings.cluster.state_url or ""
+        server = NodeServer(start.place, settings.state_dir, settings.socket_path(DESCRIPTORS), state_url)
         agent = agent_of(settings, devices_of(settings.devices, node=start.place.name), server)
         await agent.start()
         server.agent = agent

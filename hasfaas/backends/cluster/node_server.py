@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import os
 import socket
@@ -19,7 +20,7 @@ from pathlib import Path
 from hasfaas.backends.cluster import messages
 from hasfaas.backends.cluster.bundles import Bundles
 from hasfaas.backends.cluster.child import Place
-from hasfaas.backends.cluster.messages import Goodbye, Hello, Superseded, Welcome
+from hasfaas.backends.cluster.messages import MAX_HEAD_BYTES, Goodbye, Hello, Superseded, Welcome
 from hasfaas.backends.cluster.paced_line import PacedLine
 from hasfaas.backends.cluster.relay import Relay
 from hasfaas.backends.cluster.tenure import Tenure
@@ -35,7 +36,6 @@ from hasfaas.wire.frames import Frame, FrameKind, FrameReader
 _CREDENTIALS = struct.Struct("3i")
 # A bundle is the largest that is sent, at most 64 MiB.
 MAX_BODY_BYTES = 80 * 2**20
-MAX_HEAD_BYTES = 4 * 2**20
 FIRST_FRAME_S = 10.0
 LONGEST_ID_BYTES = 512
 log = logging.getLogger("hasfaas.node")
@@ -44,12 +44,13 @@ log = logging.getLogger("hasfaas.node")
 class NodeServer:
     """Serves one agent, whose events it is told (`AgentEvents`)."""
 
-    def __init__(self, place: Place, state_dir: Path, descriptors: Path) -> None:
+    def __init__(self, place: Place, state_dir: Path, descriptors: Path, state_url: str) -> None:
         """`descriptors` is where a gateway of this very node asks for replicas' sockets. The greatest generation that was
-        here is kept in the state folder: a gateway that was cut off must not come back after a restart of this process."""
+        here of the state at `state_url` is kept in the state folder: a gateway that was cut off must not come back after a
+        restart of this process, and a cluster with another state begins anew."""
         self._place = place
         self._descriptors = descriptors
-        self._generation_file = state_dir / "generation"
+        self._generation_file = state_dir / f"generation-{hashlib.sha256(state_url.encode()).hexdigest()[:16]}"
         self._bundles = Bundles(state_dir / "bundles")
         self._tenure: Tenure | None = None
         self._line: _Line | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import deque
 
 from hasfaas.wire.frames import Buffer
@@ -10,6 +11,9 @@ from hasfaas.wire.line import FrameLine
 
 # What is encrypted in one go, which keeps the loop busy for about as long as one small call takes.
 PIECE_BYTES = 256 * 1024
+# An idle line is asked whether it is there: firewalls forget one, and a peer that vanished says nothing. How long what was
+# sent may wait has no limit (`TCP_USER_TIMEOUT`), since the kernel would count a reader who is slow as well.
+KEEPALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3}
 
 
 class PacedLine(FrameLine):
@@ -45,6 +49,11 @@ class PacedLine(FrameLine):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._left = deque()
+        sock = transport.get_extra_info("socket")
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in KEEPALIVE.items():
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
         super().connection_made(transport)
 
     def pause_writing(self) -> None:

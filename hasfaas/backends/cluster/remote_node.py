@@ -1,13 +1,16 @@
 """One node's agent as the gateway has it: what it is told goes over a control line, what it tells is kept here.
 
 Law: a node is lost once its line ends, or nothing came from it for `lost_after_s`; it is never heard again under the same
-line. What it runs then ends there by itself, since it does not hear from us either.
+line. What it runs then ends there by itself, since it does not hear from us either. It is heard on its own devices and on
+the replicas that it was told to run, and on nothing else: an agent that somebody has taken over must not reach further.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import logging
 import ssl
 import sys
 import time
@@ -21,6 +24,8 @@ from hasfaas.backends.cluster import messages
 from hasfaas.backends.cluster.child import NodeAddress
 from hasfaas.backends.cluster.far_channel import FarLine
 from hasfaas.backends.cluster.messages import (
+    LOG_PIECE_BYTES,
+    MAX_HEAD_BYTES,
     Answer,
     Beat,
     BringLogs,
@@ -52,13 +57,17 @@ from hasfaas.core.settings import ClusterSettings
 from hasfaas.devices.base import Condition, DeviceInfo
 from hasfaas.node.agent import MAX_LOG_BYTES, Order
 from hasfaas.node.seats import Changes
-from hasfaas.wire.frames import Buffer, Frame, FrameKind
+from hasfaas.serving.channel import ChannelEvents, ReplicaChannel
+from hasfaas.wire.frames import Buffer, Frame, FrameKind, FrameReader
 from hasfaas.wire.status import read_status
 
 CONNECT_TIMEOUT_S = 5.0
 # Entering a GPU's lane takes seconds, and an agent may first have to end what ran for another gateway.
 WELCOME_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_S = 120.0
+# Beats whose answers may still come.
+KEPT_BEATS = 64
+log = logging.getLogger("hasfaas.nodes")
 
 
 class NodeEvents(Protocol):
@@ -100,6 +109,8 @@ class RemoteNode:
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Answer]] = {}
         self._sent_bundles: set[str] = set()
+        # Replicas that it was told to run and that have not ended, with our file of each one's log.
+        self._logs: dict[str, Path] = {}
         self._usages: dict[str, Usage] = {}
         self._unforced: dict[str, int] = {}
         self._beaten: dict[int, float] = {}
@@ -131,7 +142,8 @@ class RemoteNode:
             self.close()
             raise
         self._heard_s = time.monotonic()
-        self._descriptors = welcome.descriptors
+        # A path of this machine: no other has one to name.
+        self._descriptors = welcome.descriptors if self.address.place.node_id == terms.node_id else ""
         self.devices = tuple(
             attrs.evolve(d, device_id=self._ours(d.device_id), node=self.name) for d in welcome.devices
         )
@@ -141,6 +153,7 @@ class RemoteNode:
         cluster = self._terms.settings
         for number in itertools.count(1):
             self._beaten[number] = time.monotonic()
+            self._beaten.pop(number - KEPT_BEATS, None)
             self._say(Beat(number))
             await asyncio.wait({self.lost}, timeout=cluster.beat_s)
             if self.lost.done():
@@ -165,18 +178,20 @@ class RemoteNode:
 
     async def launch(self, order: Order) -> Born:
         theirs = attrs.evolve(order, seat=attrs.evolve(order.seat, device_id=self._theirs(order.seat.device_id)))
-        log = self._terms.log_dir / f"{order.replica_id}-{self._terms.generation}.log"
-        log.touch(mode=0o600)
+        path = self._terms.log_dir / f"{order.replica_id}-{self._terms.generation}.log"
+        path.touch(mode=0o600)
+        self._logs[order.replica_id] = path
         try:
             # Said at once: what quotas are told after this count on its seat.
             asked = self._put(lambda ask: Launch(ask, theirs))
             await self._bring(order.request.bundle_path)
             answer = await self._answer(asked)
-        except asyncio.CancelledError:
+        except BaseException:
             # Nobody would know of it: it may be there already, or be made yet.
+            self._forget(order.replica_id)
             self.kill(order.replica_id)
             raise
-        return Born(answer.pid, log, self._way(order.replica_id))
+        return Born(answer.pid, path, self._way(order.replica_id))
 
     def set_quotas(self, quotas: Changes) -> None:
         number = next(self._numbers)
@@ -230,14 +245,13 @@ class RemoteNode:
                 if waiting is not None and not waiting.done():
                     waiting.set_result(message)
             case Usages(by_replica):
-                self._usages.update(by_replica)
+                self._usages.update({each: usage for each, usage in by_replica.items() if each in self._logs})
             case InForce(replica_id, number):
                 if self._unforced.get(replica_id) == number:
                     del self._unforced[replica_id]
             case Exited(replica_id, code):
-                self._usages.pop(replica_id, None)
-                self._unforced.pop(replica_id, None)
-                self._events.exited(replica_id, code)
+                if self._forget(replica_id):
+                    self._events.exited(replica_id, code)
             case Found(device_id, condition):
                 self._events.condition(self._ours(device_id), condition)
             case Log(replica_id):
@@ -259,9 +273,37 @@ class RemoteNode:
         return device_id.removeprefix(f"{self.name}/")
 
     def _way(self, replica_id: str) -> Line:
-        if self._descriptors:
-            return NearLine(Path(self._descriptors), replica_id)
-        return FarLine(self.address.place.host, self.address.port, self._tls, replica_id)
+        near = NearLine(Path(self._descriptors), replica_id)
+        far = FarLine(self.address.place.host, self.address.port, self._tls, replica_id)
+        return _Way(near if self._descriptors else far, self, replica_id)
+
+    async def open(self, line: Line, replica_id: str, events: ChannelEvents) -> ReplicaChannel:
+        """Takes a replica's line; one that cannot be reached is ended. Raises UnavailableError, and NodeLostError where that
+        was the node's end: then another may have it."""
+
+        def hurry(_lost: object) -> None:
+            with contextlib.suppress(RuntimeError):  # it was opened meanwhile
+                limit.reschedule(asyncio.get_running_loop().time())
+
+        try:
+            # No task of its own: whoever opens a line knows it before it hears from it, at the next turn of the loop.
+            async with asyncio.timeout(None) as limit:
+                self.lost.add_done_callback(hurry)
+                channel = await line.open(events)
+            if not self.lost.done():
+                return channel
+            channel.close()
+        except UnavailableError:
+            self.kill(replica_id)
+            # Its node may be going just now, and the end of this line was seen first.
+            await asyncio.wait({self.lost}, timeout=self._terms.settings.lost_after_s)
+            if not self.lost.done():
+                raise
+        except TimeoutError:
+            pass  # its node was lost while it waited
+        finally:
+            self.lost.remove_done_callback(hurry)
+        raise NodeLostError(self.lost.result())
 
     async def _bring(self, bundle: Path) -> None:
         """The node has the bundle, or will before it reads what is said next."""
@@ -315,19 +357,42 @@ class RemoteNode:
         if self._line is not None:
             self._line.finish()
 
+    def _forget(self, replica_id: str) -> bool:
+        """A replica that does not run there any more; whether it did."""
+        self._usages.pop(replica_id, None)
+        self._unforced.pop(replica_id, None)
+        return self._logs.pop(replica_id, None) is not None
+
     def _append(self, replica_id: str, piece: Buffer) -> None:
-        path = self._terms.log_dir / f"{replica_id}-{self._terms.generation}.log"
-        with path.open("ab") as file:
-            if file.tell() > MAX_LOG_BYTES:
-                file.truncate(0)
-            file.write(piece)
+        if (path := self._logs.get(replica_id)) is None:
+            return
+        try:
+            with path.open("ab") as file:
+                if file.tell() > MAX_LOG_BYTES:
+                    file.truncate(0)
+                file.write(piece)
+        except OSError as exc:  # a full disk costs the log, and not the node
+            log.warning("the log of replica %s: %s", replica_id, exc)
+
+
+@attrs.frozen
+class _Way:
+    """The way to one replica of a node."""
+
+    line: Line
+    node: RemoteNode
+    replica_id: str
+
+    async def open(self, events: ChannelEvents) -> ReplicaChannel:
+        """Takes it, as `RemoteNode.open` says."""
+        return await self.node.open(self.line, self.replica_id, events)
 
 
 class _Control(PacedLine):
     """The control line's protocol."""
 
     def __init__(self, node: RemoteNode) -> None:
-        super().__init__()
+        super().__init__(FrameReader(MAX_HEAD_BYTES, max_body_bytes=LOG_PIECE_BYTES))
         self._node = node
 
     def take(self, frame: Frame) -> None:

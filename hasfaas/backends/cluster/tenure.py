@@ -18,6 +18,7 @@ import attrs
 from hasfaas.backends.cluster import messages
 from hasfaas.backends.cluster.bundles import Bundles
 from hasfaas.backends.cluster.messages import (
+    LOG_PIECE_BYTES,
     Answer,
     Beat,
     BringLogs,
@@ -49,17 +50,16 @@ USAGE_EVERY_S_EACH = 0.005
 LOGS_EVERY_S = 0.25
 # How often it is looked whether a new quota is in force, while any is not.
 FORCE_POLL_S = 0.002
-# Of one replica's log, in one message: a replica that writes more is followed at this rate.
-LOG_PIECE_BYTES = 64 * 1024
 END_TIMEOUT_S = 10.0
 log = logging.getLogger("hasfaas.node")
 
 
 @attrs.define(eq=False)
 class _Kept:
-    """A replica of this tenure: its process once there is one, and what was last told of it."""
+    """A replica of this tenure: its process once there is one, which `unwanted` is to end, and what was last told of it."""
 
     launched: Launched | None = None
+    unwanted: bool = False
     taken: bool = False
     usage: Usage | None = None
     told_log: int = 0
@@ -84,7 +84,7 @@ class Tenure:
     def begin(self) -> None:
         """Its gateway is welcome, and from now on hears what happens."""
         self._bundles.clear()
-        for work in (self._tell_usages(), self._tell_logs(), self._tell_in_force()):
+        for work in (self._tell_usages(), self._tell_logs(), self._tell_in_force(), self._give_life()):
             self._spawn(work)
 
     def heard(self) -> None:
@@ -138,6 +138,8 @@ class Tenure:
                 if replica_id in self._replicas:
                     self._agent.lend(replica_id, lend)
             case Kill(replica_id):
+                if (kept := self._replicas.get(replica_id)) is not None:
+                    kept.unwanted = True
                 self._agent.kill(replica_id)
             case CloseNurseries(function, keep_version):
                 self._agent.close_nurseries(function, keep_version=keep_version)
@@ -195,7 +197,7 @@ class Tenure:
             self._replicas.pop(replica_id, None)
             kept.gone.set()
             raise
-        if self._over:
+        if self._over or kept.unwanted:
             self._agent.kill(replica_id)
         return Answer(0, pid=launched.pid)
 
@@ -233,6 +235,13 @@ class Tenure:
                     kept.usage = changed[replica_id] = usage
             if changed:
                 self._tell(Usages(changed))
+
+    async def _give_life(self) -> None:
+        """Signs of life of our own: a beat is returned once it was read, and on a slow link that is after the bundle before
+        it, which may take longer than its gateway waits."""
+        while True:
+            await asyncio.sleep(self.hello.beat_s)
+            self._tell(Usages({}))
 
     async def _tell_logs(self) -> None:
         while True:
