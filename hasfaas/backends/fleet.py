@@ -75,6 +75,7 @@ class Fleet:
         self.router = Router(max_queue=max_queue, demand=self.need, now_s=time.monotonic)
         self.nodes = make_nodes(self._resized, self._exited)
         self.nodes.on_join = self._look_again
+        self.router.why_none = self._why_none
         self._starts = Starts(
             store, self.nodes, self.router, self._functions, self._members, start_timeout_s, self._events, self._retire
         )
@@ -424,9 +425,14 @@ class Fleet:
         for deployed in short:
             self.rescue(deployed.record.name)
 
+    def _why_none(self, name: str) -> str:
+        deployed = self._functions.get(name)
+        return "" if deployed is None or deployed.failure is None else deployed.failure.message
+
     def _look_again(self) -> None:
-        """There are more devices: who waits, and who wants a least number of replicas, may have them now."""
-        for deployed in list(self._functions.values()):
+        """There are more devices: who waits, and who wants a least number of replicas, may have them now. Who can be on few
+        comes first: others have a choice."""
+        for deployed in sorted(self._functions.values(), key=lambda each: each.record.spec.device == "auto"):
             name = deployed.record.name
             if deployed.record.spec.min_replicas or deployed.wanted:
                 self._ensure(name)

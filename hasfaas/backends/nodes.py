@@ -186,7 +186,8 @@ class Nodes(ABC):
         Raises PlacementError when nothing has room, and what keeps its agent from forking it.
         """
         replica_id = f"{request.function}-{next(self._ids)}"
-        placed = self.seats.find(replica_id, request.want)
+        others = [each.replica_id for each in self.replicas.values() if each.request.function == request.function]
+        placed = self.seats.find(replica_id, request.want, others)
         door = self._doors[placed.device_id]
         self._apply(placed.device_id, self.seats.sit(replica_id, placed, request.want.memory_bytes))
         replica = Replica(replica_id, request, placed.device_id, placed.lane, placed.sm_percent)

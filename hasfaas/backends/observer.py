@@ -181,7 +181,7 @@ class Observer:
         if wish not in self._masks:
             conditions = self._fleet.nodes.conditions
             mask = [
-                wanted in ("auto", device.kind, device.device_id)
+                device.is_called(wanted)
                 and of_type in (None, its_type)
                 and conditions[device.device_id].health is Health.READY
                 for device, its_type in zip(self._fleet.nodes.devices.values(), self._type_of, strict=True)

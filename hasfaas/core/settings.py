@@ -88,8 +88,8 @@ class DeviceSettings:
     `id1` and so on.
 
     `model` names the type of a sim device, such as "v100": all devices of one model share their profiles. `price` is what an
-    hour of one device costs beside that of others. `node` is the node of a cluster that the table is for: without it, it is for
-    each.
+    hour of one device costs beside that of others. `node` is the node of a cluster that the table is for: without it, it is
+    for each.
     """
 
     kind: str = attrs.field(

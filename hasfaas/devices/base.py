@@ -62,6 +62,10 @@ class DeviceInfo:
     price: float = 1.0
     node: str = ""
 
+    def is_called(self, name: str) -> bool:
+        """Whether a function's `device=` may mean this one: "auto", its kind, its node, its own name."""
+        return name in ("auto", self.kind, self.device_id) or (name == self.node != "")
+
 
 def device_type(info: DeviceInfo) -> str:
     """What a profile is of: the kind and the model, such as "sim:v100". Devices of a kind without a model count as alike."""

@@ -11,7 +11,8 @@ them, and an SM share is met by the smallest one with room that has at least so 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import attrs
 
@@ -24,6 +25,7 @@ NO_SUCH_LANE = "NO_SUCH_LANE"
 """The reason of a PlacementError where no device could hold the replica, whoever left: its lanes are too small."""
 # A replica that nobody sized keeps at least this much, so that a pinned neighbour cannot starve it silently.
 LEAST_AUTO_QUOTA_PERCENT = 1.0
+NOBODY: Mapping[str, int] = MappingProxyType({})
 
 
 @attrs.frozen
@@ -103,16 +105,23 @@ def changed(before: Iterable[Seat], after: Iterable[Seat]) -> tuple[tuple[str, f
     return tuple((seat.replica_id, seat.quota_percent) for seat in moved)
 
 
-def place(replica_id: str, want: Want, devices: Sequence[DeviceInfo], lanes: Sequence[Lane]) -> Placement:
+def place(
+    replica_id: str,
+    want: Want,
+    devices: Sequence[DeviceInfo],
+    lanes: Sequence[Lane],
+    crowd: Mapping[str, int] = NOBODY,
+) -> Placement:
     """The best seat for a new replica: the largest slice for one that nobody sized; for a sized one a lane where no
-    neighbour has to give, then the fullest.
+    neighbour has to give, then the fullest. Of equal ones the one on the least crowded node: `crowd` counts replicas of the
+    same function by node.
 
     Raises PlacementError, saying for each device why not (NO_SUCH_LANE where only other lanes would help).
     """
     best: tuple[tuple[float, ...], Placement] | None = None
     refusals: list[str] = []
     for device in devices:
-        if want.device not in ("auto", device.kind, device.device_id):
+        if not device.is_called(want.device):
             refusals.append(f"{device.device_id} is not {want.device!r}")
             continue
         mine = [lane for lane in lanes if lane.device_id == device.device_id]
@@ -126,7 +135,8 @@ def place(replica_id: str, want: Want, devices: Sequence[DeviceInfo], lanes: Seq
         found = [s for lane in _open_lanes(device, mine, want) if (s := _seat(replica_id, want, device, lane))]
         if not found:
             refusals.append(f"{device.device_id} has {_missing(device, want)}")
-        for placement, score in found:
+        for placement, merits in found:
+            score = (*merits, -float(crowd.get(device.node, 0)))
             if best is None or score > best[0]:
                 best = (score, placement)
     if best is None:
@@ -142,16 +152,14 @@ def place(replica_id: str, want: Want, devices: Sequence[DeviceInfo], lanes: Seq
 def could_hold(want: Want, devices: Iterable[DeviceInfo]) -> bool:
     """Whether any of the devices would have room for it if nobody else were there: memory, and a lane large enough."""
     return any(
-        want.device in ("auto", device.kind, device.device_id)
-        and want.memory_bytes <= device.memory_bytes
-        and bool(_large_enough(device, want))
+        device.is_called(want.device) and want.memory_bytes <= device.memory_bytes and bool(_large_enough(device, want))
         for device in devices
     )
 
 
 def _lane_lacks(want: Want, devices: Sequence[DeviceInfo]) -> bool:
     """Whether lanes are what keeps the devices asked for from ever holding it."""
-    asked = [device for device in devices if want.device in ("auto", device.kind, device.device_id)]
+    asked = [device for device in devices if device.is_called(want.device)]
     return any(want.memory_bytes <= device.memory_bytes for device in asked)
 
 
@@ -177,12 +185,14 @@ def _percent(value: float | None) -> str:
 
 
 def _cure(want: Want, devices: Sequence[DeviceInfo], refusals: Sequence[str]) -> str:
-    if all(want.device not in ("auto", device.kind, device.device_id) for device in devices):
+    if not any(device.is_called(want.device) for device in devices):
         known = ", ".join(f"{device.device_id} ({device.kind})" for device in devices)
         return (
             f"Devices here: {known or 'none'}; name one of them with device=, or add one to the configuration "
             "(`hasfaas doctor` says what keeps a GPU from being used)"
         )
+    if all(want.memory_bytes > device.memory_bytes for device in devices if device.is_called(want.device)):
+        return "No device has so much: declare less memory=, or add a larger device"
     if any("memory left" in refusal for refusal in refusals):
         return (
             "End what holds memory (`hasfaas scale NAME --replicas 0`, `hasfaas delete NAME`), or declare less memory="
@@ -239,8 +249,8 @@ def _seat(replica_id: str, want: Want, device: DeviceInfo, lane: Lane) -> tuple[
         pinned=pinned,
         resizes=changed(lane.seats, seats),
     )
-    # Of fixed lanes the smallest that is large enough, before anything else.
-    beyond = 0.0 if want.sm_percent is None or device.fixed_lanes is None else sm_percent - want.sm_percent
+    # The smallest that is large enough, before anything else: of fixed lanes, and of devices with few units.
+    beyond = 0.0 if want.sm_percent is None else sm_percent - want.sm_percent
     if pinned:
         return placement, (-beyond, -float(len(placement.resizes)), lane.quota_percent)
     return placement, (-beyond, sm_percent * placement.quota_percent, -float(len(lane.seats)))

@@ -6,6 +6,7 @@ Nothing here acts: a change of seats comes back as the quotas that change with i
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import attrs
@@ -41,9 +42,12 @@ class Seats:
             self.devices.pop(device_id, None)
             self.conditions.pop(device_id, None)
 
-    def find(self, replica_id: str, want: Want) -> Placement:
-        """The best seat for a new replica on a device that is ready. Raises PlacementError; changes nothing."""
-        return self._place(replica_id, want, self.lanes())
+    def find(self, replica_id: str, want: Want, others: Collection[str] = ()) -> Placement:
+        """The best seat for a new replica on a device that is ready, on a node with few of the `others`. Raises
+        PlacementError; changes nothing."""
+        homes = [self._homes[other][0] for other in others if other in self._homes]
+        crowd = Counter(self.devices[device_id].node for device_id in homes)
+        return self._place(replica_id, want, self.lanes(), crowd)
 
     def sit(self, replica_id: str, placed: Placement, memory_bytes: int) -> Changes:
         """Takes a seat that was found; what its neighbours give up for it."""
@@ -125,14 +129,16 @@ class Seats:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    def _place(self, replica_id: str, want: Want, lanes: Sequence[Lane]) -> Placement:
+    def _place(
+        self, replica_id: str, want: Want, lanes: Sequence[Lane], crowd: Mapping[str, int] = seating.NOBODY
+    ) -> Placement:
         out = {n: c for n, c in self.conditions.items() if c.health is not Health.READY}
         why = "; ".join(f"{name} is {c.health.value} ({c.why}; {c.cure or 'wait'})" for name, c in out.items())
         ready = [device for name, device in self.devices.items() if name not in out]
-        if out and not any(want.device in ("auto", device.kind, device.device_id) for device in ready):
+        if out and not any(device.is_called(want.device) for device in ready):
             raise PlacementError(f"no room for a replica of device {want.device}: {why}")
         try:
-            return seating.place(replica_id, want, ready, lanes)
+            return seating.place(replica_id, want, ready, lanes, crowd)
         except PlacementError as exc:
             if not out:
                 raise

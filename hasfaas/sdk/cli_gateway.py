@@ -54,7 +54,9 @@ def status(shell: Shell, as_json: bool) -> None:
             }
         )
         return
-    kept = "ends after its last client" if found.embedded else "stays until `hasfaas down`"
+    far = shell.resolved.settings.backend == "cluster"
+    stays = "stays until it is ended where it runs" if far else "stays until `hasfaas down`"
+    kept = "ends after its last client" if found.embedded else stays
     click.echo(f"gateway {found.hasfaas_version}, pid {found.pid}, up {duration(found.uptime_s)}, {kept}")
     click.echo(f"at {address}; windows of {found.window_ms:g} ms, quanta of {found.quantum_ms:g} ms")
     _show_devices(found)

@@ -129,6 +129,8 @@ class Router:
         self._ids = itertools.count(1)
         self._order = itertools.count()
         self._queued_bytes = 0
+        self.why_none: Callable[[str], str] = lambda _name: ""
+        """What keeps a function from having a replica, as far as it is known."""
 
     # -- functions ---------------------------------------------------------------------------------------------------
 
@@ -460,6 +462,8 @@ class Router:
 
     def _why_waited(self, function: _Function) -> str:
         replicas = function.replicas.values()
+        if not replicas and (why := self.why_none(function.name)):
+            return f"while it waited; it never ran: {why}"
         if replicas and all(replica.quota_percent <= 0.0 for replica in replicas):
             return "while it waited; it never ran: the quota is 0 (`hasfaas scale NAME --quota` sets another)"
         return "while it waited; it never ran"

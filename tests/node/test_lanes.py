@@ -247,7 +247,7 @@ def test_a_device_can_be_named_by_kind_or_name(wanted: str, chosen: str) -> None
     ("want", "words"),
     [
         (Want(GIB, device="cuda"), ["cpu0 is not 'cuda'", "sim0 is not 'cuda'"]),
-        (Want(17 * GIB, device="sim"), ["cpu0 is not 'sim'", "sim0 has 15360 MiB of memory left, 17408 MiB are asked"]),
+        (Want(16 * GIB, device="sim"), ["cpu0 is not 'sim'", "sim0 has 15360 MiB of memory left, 16384 MiB are asked"]),
         (Want(GIB, sm_percent=50.0, quota_percent=10.0), ["sm 50 %", "quota 10 %", "sim0 has no lane with room"]),
         (Want(GIB, quota_percent=99.5), ["quota 99.5 %", "cpu0 has no lane with room"]),
         (Want(GIB, quota_percent=0.0, device="cuda"), ["sm auto, quota 0 %"]),

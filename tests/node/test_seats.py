@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -152,3 +153,43 @@ def test_whatever_is_asked_nothing_is_promised_twice(steps: list[tuple[object, .
             units = [unit for lane in mine for unit in lane.units]
             assert len(units) == len(set(units))
             assert sum(s.memory_bytes for lane in mine for s in lane.seats) <= info.memory_bytes
+
+
+def test_of_equal_seats_the_one_on_another_node_than_the_functions_others() -> None:
+    book = Seats()
+    book.open(attrs.evolve(device(f"{node}/sim{n}"), node=node) for node in ("a", "b", "c") for n in (0, 1))
+    for number in range(6):
+        placed = book.find(
+            f"f-{number}", Want(memory_bytes=GIB, quota_percent=100.0), [f"f-{n}" for n in range(number)]
+        )
+        book.sit(f"f-{number}", placed, GIB)
+    nodes = [book.lane_of(f"f-{number}").device_id.partition("/")[0] for number in range(6)]
+    assert sorted(nodes[:3]) == sorted(nodes[3:]) == ["a", "b", "c"]
+
+
+def test_a_lane_with_room_is_filled_before_another_is_opened_elsewhere() -> None:
+    book = Seats()
+    book.open(attrs.evolve(device(f"{node}/sim0"), node=node) for node in ("a", "b"))
+    want = Want(memory_bytes=GIB, quota_percent=30.0, sm_percent=50.0)
+    for name in ("f-1", "f-2"):
+        book.sit(name, book.find(name, want, ["f-1"]), GIB)
+    assert book.lane_of("f-1").device_id == book.lane_of("f-2").device_id
+
+
+def test_a_share_goes_where_units_meet_it_best() -> None:
+    book = Seats()
+    book.open((DeviceInfo("cpu0", "cpu", (0,), 8 * GIB), device("sim0")))
+    assert sit(book, "f-1", sm_percent=30.0) == "sim0", "a device of one core would give all of it"
+    assert sit(book, "f-2", sm_percent=100.0, device="cpu0") == "cpu0"
+
+
+def test_a_device_is_called_by_its_node_too() -> None:
+    book = Seats()
+    book.open(attrs.evolve(device(f"{node}/sim0"), node=node) for node in ("a", "b"))
+    assert sit(book, "f-1", device="b") == "b/sim0"
+    assert not device("sim0").is_called("")
+
+
+def test_what_no_device_could_hold_gets_no_advice_to_wait() -> None:
+    with pytest.raises(PlacementError, match="No device has so much"):
+        sit(seats(), "f-1", memory_bytes=900 * GIB)

@@ -162,6 +162,14 @@ def test_a_waiting_call_expires_and_is_never_sent(make: Make) -> None:
     assert world.attach().executions == []
 
 
+def test_a_call_that_waited_for_a_replica_is_told_why_there_was_none(make: Make) -> None:
+    world = make()
+    world.router.why_none = lambda name: f"no room for {name}"
+    _, sink = world.submit(timeout_s=0.5)
+    world.pass_time(0.6)
+    assert "it never ran: no room for" in str(sink.failure)
+
+
 def test_a_call_whose_timer_is_late_is_not_sent_either(make: Make) -> None:
     """On a busy loop a replica's arrival can be handled before timers that are due."""
     world = make()

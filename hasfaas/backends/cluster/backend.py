@@ -76,14 +76,18 @@ class ClusterBackend:
     def _elsewhere(self, done: str, command: str) -> IncompatibleError:
         where = ", ".join(self._settings.addresses) or "none yet"
         return IncompatibleError(
-            f"backend='cluster' uses gateways on other machines ({where}), and each is {done} on its own: log in there and "
-            f"say {command}",
+            f"backend='cluster' uses a gateway elsewhere ({where}), which is {done} there: a cluster by `hasfaas cluster "
+            f"{'up' if done == 'started' else 'down'}`, a gateway of one machine by {command} on it",
             reason="BACKEND_LACKS_CAPABILITY",
         )
 
     def _addresses(self) -> tuple[str, ...]:
         if not self._settings.addresses:
-            raise _missing("addresses", 'list the gateways\' addresses, such as ["gpu1.example:7070"]')
+            raise _missing(
+                "addresses",
+                "`hasfaas cluster up` writes it for a cluster that it starts; for others list where gateways are, such as "
+                '["gpu1.example:7070"]',
+            )
         if self._settings.token_file is None:
             raise _missing("token_file", "give the file with the token that `hasfaas token create` printed there")
         return self._settings.addresses
@@ -108,7 +112,7 @@ class ClusterBackend:
         foreign = [failure for failure in failures if isinstance(failure, AuthError)]
         if foreign:
             return AuthError(why, reason=foreign[0].reason)
-        cure = "is one running there (`hasfaas up`), with network.listen set?"
+        cure = "is one running there? (`hasfaas cluster status`; on one machine `hasfaas up`, with network.listen set)"
         return UnavailableError(
             f"no gateway answers: {why}; {cure}", reason=GATEWAY_LOST if self._had_one else "NO_GATEWAY"
         )

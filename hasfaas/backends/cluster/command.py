@@ -16,7 +16,7 @@ from hasfaas.backends.cluster.members import Member, Phase
 from hasfaas.backends.cluster.operator_folder import OperatorFolder, launched, state_url
 from hasfaas.backends.cluster.reservation import RayNode, reservation
 from hasfaas.core import addresses
-from hasfaas.core.errors import AuthError, BackendError, HasFaasError, UnavailableError
+from hasfaas.core.errors import AuthError, BackendError, ConflictError, HasFaasError, UnavailableError
 from hasfaas.core.settings import ClusterSettings, Settings
 from hasfaas.wire.status import read_status
 
@@ -63,7 +63,8 @@ def up(
     """Starts a cluster, or takes up the one that runs, and waits until its gateway serves and its agents have joined.
 
     `announce` is told each step in a line, `reach` sees whether a client with these settings gets an answer. Raises
-    InvalidRequestError without `cluster.state_url`, AuthError where a cluster runs that was started from another folder, and
+    InvalidRequestError without `cluster.state_url`, AuthError where a cluster runs that was started from another folder,
+    ConflictError where it keeps its state elsewhere, and
     what keeps the gateway from starting; a cluster that was started for nothing is ended again.
     """
     state_url(settings)
@@ -130,6 +131,13 @@ def _taken_up(settings: Settings, folder: OperatorFolder, running: ControlState)
             f"a cluster is running that was not started from {folder.path}: copy the folder of whoever started it there "
             "(mode 700), or end it with `hasfaas cluster down` and start it from here",
             reason="OTHER_CLUSTER",
+        )
+    served = Settings.from_json(running.settings_json).cluster.state_url
+    if served != settings.cluster.state_url:
+        raise ConflictError(
+            f"the cluster that is running keeps its state at {served}, and cluster.state_url is now "
+            f"{settings.cluster.state_url}: set it back, or end that cluster with `hasfaas cluster down` first",
+            reason="OTHER_STATE",
         )
     notes = []
     if folder.ensure_token(time.time()) is not None:

@@ -66,6 +66,8 @@ class ClusterNodes(Nodes):
         self._tls = tls
         self._superseded = superseded
         self._listed: dict[str, _Listed] = {}
+        # The names of nodes that were listed once.
+        self._left: set[str] = set()
 
     async def start(self) -> None:
         """Makes the folder of logs; nodes come with `set_nodes`."""
@@ -81,6 +83,8 @@ class ClusterNodes(Nodes):
         if not self.devices:
             listed = "; ".join(each.why for each in self._listed.values()) or "none has joined yet"
             raise PlacementError(f"no node of the cluster is there: {listed}; `hasfaas cluster status` shows them")
+        if (away := self._away(request.want)) is not None:
+            raise PlacementError(f"device {request.want.device!r} is not there: {away}")
         return await super().add(request)
 
     def set_nodes(self, addresses: Iterable[NodeAddress]) -> None:
@@ -89,6 +93,7 @@ class ClusterNodes(Nodes):
         for node_id, listed in list(self._listed.items()):
             if wanted.get(node_id) != listed.address:
                 del self._listed[node_id]
+                self._left.add(listed.address.place.name)
                 self._strike(listed)
         for node_id, address in wanted.items():
             if node_id not in self._listed:
@@ -98,10 +103,20 @@ class ClusterNodes(Nodes):
     def patience_s(self, want: Want) -> float:
         """As long as the settings say, where a device like those there are would do, or there is none yet; a while after the
         start in any case, since nodes are just being reached."""
-        if self.devices and not could_hold(want, self.devices.values()):
+        away = self._away(want) is not None
+        if self.devices and not away and not could_hold(want, self.devices.values()):
             return 0.0
         beginning_s = self._began_s + ARRIVAL_S - time.monotonic()
         return max(self._terms.settings.wait_for_room_s, beginning_s)
+
+    def _away(self, want: Want) -> str | None:
+        """Why the one node is not there that a replica may be on, since its function names it or a device of it; None where
+        it is, or none is named."""
+        name = want.device.partition("/")[0]
+        listed = [each for each in self._listed.values() if each.address.place.name == name]
+        if not listed:
+            return f"node {name} has left the cluster" if name in self._left else None
+        return None if any(each.node is not None for each in listed) else listed[0].why
 
     def lacks(self, wants: Sequence[Want]) -> None:
         """Asks for nodes that would have room."""
@@ -111,8 +126,11 @@ class ClusterNodes(Nodes):
             self._ask(bundles)
 
     def _resources(self, want: Want) -> Mapping[str, float]:
-        """What a node must have for a replica, as Ray names it: a GPU, or a core. What is neither cannot be asked for."""
-        kinds = {d.kind for d in self.devices.values() if want.device in ("auto", d.kind, d.device_id)} or {want.device}
+        """What a node must have for a replica, as Ray names it: a GPU, or a core. What is neither cannot be asked for, nor
+        what only one node could have."""
+        if self._away(want) is not None or "/" in want.device:
+            return {}
+        kinds = {d.kind for d in self.devices.values() if d.is_called(want.device)} or {want.device}
         if kinds & {"cuda", "auto"}:
             return {"GPU": 1.0}
         return {"CPU": 1.0} if "cpu" in kinds else {}

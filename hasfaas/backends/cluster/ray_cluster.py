@@ -26,6 +26,8 @@ OLDEST_RAY = (2, 50)
 AUTO = "auto"
 GONE_WITHIN_S = 30.0
 KNOCK_TIMEOUT_S = 5.0
+# Where `ray start` leaves the address of its head.
+CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # noqa: S108 - it is Ray's
 
 
 class RayCluster:
@@ -160,12 +162,24 @@ def require_version(version: str) -> None:
 
 def _knock(address: str) -> None:
     """Where nothing listens, Ray would say so after half a minute, and to the operator's terminal."""
-    if address == AUTO:
-        return
+    known = _this_machines() if address == AUTO else address
     try:
-        socket.create_connection(addresses.split(address), timeout=KNOCK_TIMEOUT_S).close()
+        where = addresses.split(known)
+    except ValueError:
+        return  # Ray looks for it, or knows another form
+    try:
+        socket.create_connection(where, timeout=KNOCK_TIMEOUT_S).close()
     except OSError as exc:
-        raise _no_ray(address, exc) from exc
+        raise _no_ray(known, exc) from exc
+
+
+def _this_machines() -> str:
+    """Where Ray would find the cluster that this machine is part of; empty where it does not say."""
+    if given := os.environ.get("RAY_ADDRESS"):
+        return given
+    with contextlib.suppress(OSError):
+        return CURRENT_CLUSTER.read_text().strip()
+    return ""
 
 
 def _no_ray(address: str, exc: Exception) -> UnavailableError:
