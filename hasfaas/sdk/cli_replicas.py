@@ -80,7 +80,7 @@ def ps(shell: Shell, interval_s: float, as_json: bool) -> None:
         print_table(COLUMNS, [_cells(row) for row in rows])
         for row in rows:
             if row["error"]:
-                click.echo(f"{row['replica']}: {row['error']}")
+                click.echo(f"{row['replica'] or row['function']}: {row['error']}")
 
 
 def _list(shell: Shell, name: str = "") -> pb.ListFunctionsResponse:
@@ -119,7 +119,7 @@ def _row(function: pb.FunctionStatus, replica: pb.ReplicaStatus | None) -> dict[
         **{name: getattr(replica, name, None) for name in OF_REPLICA},
         **{name: getattr(usage, name, None) for name in OF_USAGE},
         **_start(replica),
-        "error": (replica.error or None) if replica is not None else None,
+        "error": (replica.error if replica is not None else function.why_none) or None,
     }
 
 

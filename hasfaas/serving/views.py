@@ -41,6 +41,7 @@ def function_to_proto(
         replicas=[_replica_to_proto(view, router) for view in replicas],
         calls=pb.CallCounts(**attrs.asdict(router.counts(record.name))),
         sized=record.sizing.sized,
+        why_none="" if replicas else router.why_none(record.name),
         profile_state=profile.state,
         drifted=profile.drifted,
         drift_reason=profile.reason,

@@ -161,6 +161,17 @@ async def test_the_list_shows_functions_with_replicas_and_counts(site: Site) -> 
         await rpc(site.stub.ListFunctions(pb.ListFunctionsRequest(name="nope")))
 
 
+async def test_a_function_without_a_replica_is_listed_with_what_keeps_it_from_one(site: Site) -> None:
+    for name in ("app.f", "b.g"):
+        site.deploy(name)
+    site.router.why_none = lambda name: f"no room for {name}"
+    listed = await rpc(site.stub.ListFunctions(pb.ListFunctionsRequest()))
+    assert {one.name: (len(one.replicas), one.why_none) for one in listed.functions} == {
+        "app.f": (1, ""),
+        "b.g": (0, "no room for b.g"),
+    }
+
+
 async def test_a_function_whose_deployment_is_under_way_can_be_listed(site: Site) -> None:
     """The store has it before the router does."""
     sha = hashlib.sha256(b"bundle").hexdigest()

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from textwrap import shorten
 from typing import Any
 
 import attrs
@@ -45,6 +46,8 @@ ANSWERS_WITHIN_S = 0.5
 SILENT_S = 2.0
 # After so long a gateway was well, and the next delay is the shortest again.
 WELL_AFTER_S = 30.0
+# Of what Ray says of an actor that is lost.
+MOST_WHY = 120
 log = logging.getLogger("hasfaas.cluster")
 
 
@@ -278,7 +281,7 @@ class ControlActor:
 
     def _lost(self, node_id: str, exc: Exception) -> None:
         why = str(exc).strip().splitlines()
-        text = why[-1] if why else type(exc).__name__
+        text = shorten(why[-1], MOST_WHY) if why else type(exc).__name__
         self._know(attrs.evolve(self._members[node_id], phase=Phase.LOST, why=text))
 
     def _know(self, member: Member) -> None:

@@ -191,7 +191,7 @@ class ListFunctionsResponse(_message.Message):
     def __init__(self, functions: _Optional[_Iterable[_Union[FunctionStatus, _Mapping]]] = ..., at_ns: _Optional[int] = ...) -> None: ...
 
 class FunctionStatus(_message.Message):
-    __slots__ = ("name", "version", "kind", "spec", "queue_depth", "unprofiled", "replicas", "calls", "profile_state", "drifted", "drift_reason", "sized")
+    __slots__ = ("name", "version", "kind", "spec", "queue_depth", "unprofiled", "replicas", "calls", "profile_state", "drifted", "drift_reason", "sized", "why_none")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -204,6 +204,7 @@ class FunctionStatus(_message.Message):
     DRIFTED_FIELD_NUMBER: _ClassVar[int]
     DRIFT_REASON_FIELD_NUMBER: _ClassVar[int]
     SIZED_FIELD_NUMBER: _ClassVar[int]
+    WHY_NONE_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     kind: str
@@ -216,7 +217,8 @@ class FunctionStatus(_message.Message):
     drifted: bool
     drift_reason: str
     sized: bool
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., kind: _Optional[str] = ..., spec: _Optional[_Union[FunctionSpec, _Mapping]] = ..., queue_depth: _Optional[int] = ..., unprofiled: _Optional[bool] = ..., replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., calls: _Optional[_Union[CallCounts, _Mapping]] = ..., profile_state: _Optional[str] = ..., drifted: _Optional[bool] = ..., drift_reason: _Optional[str] = ..., sized: _Optional[bool] = ...) -> None: ...
+    why_none: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., kind: _Optional[str] = ..., spec: _Optional[_Union[FunctionSpec, _Mapping]] = ..., queue_depth: _Optional[int] = ..., unprofiled: _Optional[bool] = ..., replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., calls: _Optional[_Union[CallCounts, _Mapping]] = ..., profile_state: _Optional[str] = ..., drifted: _Optional[bool] = ..., drift_reason: _Optional[str] = ..., sized: _Optional[bool] = ..., why_none: _Optional[str] = ...) -> None: ...
 
 class CallCounts(_message.Message):
     __slots__ = ("accepted", "completed", "failed", "refused", "expired", "cancelled", "redispatched", "slo_met")
