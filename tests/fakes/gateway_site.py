@@ -38,13 +38,15 @@ SPEC = FunctionSpec(slo_ms=50, timeout_s=20)
 
 @attrs.define(eq=False)
 class RecordingControl:
-    """Remembers what it was asked. `refuses` is raised by the next deploy or scale, `distrusts` for any bundle."""
+    """Remembers what it was asked. `refuses` is raised by the next deploy or scale, `distrusts` for any bundle. Each
+    function has a replica, but for those `without`."""
 
     router: Router
     store: LocalStore
     distrusts: HasFaasError | None = None
     asked: list[tuple[str, object]] = attrs.field(factory=list)
     refuses: HasFaasError | None = None
+    without: set[str] = attrs.field(factory=set)
     log_files: list[tuple[str, Path]] = attrs.field(factory=list)
 
     def verify(self, bundle: bytes, signature: bytes) -> None:
@@ -80,6 +82,8 @@ class RecordingControl:
             raise refused
 
     def replicas(self, name: str) -> Sequence[ReplicaView]:
+        if name in self.without:
+            return []
         usage = Usage(quota_ppm=300_000, used_ns=7)
         return [ReplicaView(f"{name}-1", "v1", "ready", "cpu0", 2, 50.0, 50.0, 30.0, 2**30, 77, usage)]
 

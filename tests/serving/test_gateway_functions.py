@@ -165,6 +165,7 @@ async def test_a_function_without_a_replica_is_listed_with_what_keeps_it_from_on
     for name in ("app.f", "b.g"):
         site.deploy(name)
     site.router.why_none = lambda name: f"no room for {name}"
+    site.control.without.add("b.g")
     listed = await rpc(site.stub.ListFunctions(pb.ListFunctionsRequest()))
     assert {one.name: (len(one.replicas), one.why_none) for one in listed.functions} == {
         "app.f": (1, ""),
