@@ -27,8 +27,8 @@ WAIT_S = 50.0
 @pytest.fixture(scope="module")
 def identity(tmp_path_factory: pytest.TempPathFactory) -> Identity:
     made = certificates.make_cluster(tmp_path_factory.mktemp("certs"), datetime.datetime.now(datetime.UTC))
-    files = (made.ca_file, made.gateway_cert_file, made.gateway_key_file)
-    return Identity(*(path.read_text() for path in files), signing_key="00" * 32)
+    ca, cert, key = (path.read_text() for path in (made.ca_file, made.gateway_cert_file, made.gateway_key_file))
+    return Identity(ca, cert, key, signing_key="00" * 32)
 
 
 class Asked(list[Sequence[Mapping[str, float]]]):
