@@ -1,5 +1,5 @@
-"""A cluster's gateway that scales as Ray Serve does, over whole GPUs: the rival of the cluster benchmark, started in the place
-of `hasfaas.backends.cluster.gateway_process` and spoken to as that is. Nothing else of it differs."""
+"""A cluster's gateway that scales as Ray Serve does, over whole GPUs: the rival of the cluster benchmark, started in place of
+`hasfaas.backends.cluster.gateway_process` and spoken to as that is. Nothing else of it differs."""
 
 from __future__ import annotations
 

@@ -54,7 +54,11 @@ def devices(tenants: Sequence[Tenant], count: int) -> dict[str, tuple[DeviceSett
 def running(tenants: Sequence[Tenant], count: int = DEVICES) -> Iterator[Cluster]:
     """A cluster under our scaler, in which every tenant is deployed and profiled, and has no replica."""
     with clustered(
-        devices(tenants, count), scaling=ScalingSettings(log_mb=1024), gateway_on=GATEWAY_ON, beat_s=0.5, lost_after_s=3.0
+        devices(tenants, count),
+        scaling=ScalingSettings(log_mb=1024),
+        gateway_on=GATEWAY_ON,
+        beat_s=0.5,
+        lost_after_s=3.0,
     ) as cluster:
         for each in tenants:
             each.deployed.deploy(warm=False)

@@ -1,5 +1,5 @@
-"""The load part of the cluster benchmark: our scaler live on ten devices, whole GPUs by Ray Serve's rules live on the same load,
-and what the simulator says of ours.
+"""The load part of the cluster benchmark: our scaler live on ten devices, whole GPUs by Ray Serve's rules live as well, and
+what the simulator says of ours.
 
 Costs are GPU-seconds after the warm-up. `billed` is what each replica occupies between two ticks: the greater of what it
 reserves (SM share x quota) and what it uses (SM share x device time), so that lent time counts. `provisioned` counts devices
@@ -17,12 +17,11 @@ import attrs
 import numpy as np
 
 from benchmarks import cluster_gateway, cluster_live
-from benchmarks.cluster_live import COLD_START_S, DEVICES, MODEL, NODES, UNITS, HostMeter, Offered, report
+from benchmarks.cluster_live import DEVICES, MODEL, NODES, UNITS, HostMeter, Offered, report
 from benchmarks.cluster_tenants import BATCH, MEMORY_BYTES, Array, Tenant, device_share, load, tenants
 from hasfaas.rapp.surface import Surface
 from hasfaas.scaling import journal
 from hasfaas.scaling.observation import Observation
-from hasfaas.scaling.policy import Policy
 from hasfaas.sdk.cli_replay import fresh
 from hasfaas.simulator import engine
 from hasfaas.simulator.result import Result
@@ -95,7 +94,9 @@ def measure(data: Path, minutes: float, share: float, seed: int) -> dict[str, An
 
 
 def _short(row: Mapping[str, Any]) -> str:
-    return f"{row['violations_percent']:.2f} % late, {row['billed_gpu_s']:.0f} GPU-s, host {row['host_cpu_percent']:.0f} %"
+    return (
+        f"{row['violations_percent']:.2f} % late, {row['billed_gpu_s']:.0f} GPU-s, host {row['host_cpu_percent']:.0f} %"
+    )
 
 
 # -- on a cluster -----------------------------------------------------------------------------------------------------------
@@ -176,8 +177,8 @@ def forecast(
     warmup_s: float,
     seed: int,
 ) -> Scenario:
-    """The same arrivals in virtual time, with what was measured on the cluster: profiles, starts, and what a call takes beside
-    its lane. Ticks are in the same phase to the arrivals."""
+    """The same arrivals in virtual time, with what was measured on the cluster: profiles, starts, and what a call takes
+    beside its lane. Ticks are in the same phase to the arrivals."""
     named = [each.functions.names.index(tenant.name) for each in run.seen[-1:] for tenant in all_tenants]
     # Of the simulator's ticks, at 0, 1, 2 s, the first comes as long before the arrivals as the last before them did.
     first_s = next(each.now_s for each in run.seen) - run.offered.began_s
@@ -197,9 +198,7 @@ def forecast(
     places = [name for row, name in enumerate(NODES) for _ in range(row, DEVICES, len(NODES))]
     return Scenario(
         functions=functions,
-        devices=[
-            SimDevice(f"{node}/{n}", UNITS, 16 * 2**30, type=MODEL, node=node) for n, node in enumerate(places)
-        ],
+        devices=[SimDevice(f"{node}/{n}", UNITS, 16 * 2**30, type=MODEL, node=node) for n, node in enumerate(places)],
         arrivals=[each + shift_s for each in run.offered.due_s],
         duration_s=seconds + shift_s,
         warmup_s=warmup_s + shift_s,
@@ -231,6 +230,3 @@ def agree(measured: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str,
         "provisioned_percent": 100.0 * abs(expected["provisioned_gpu_s"] / measured["provisioned_gpu_s"] - 1.0),
         "violations_points": abs(expected["violations_percent"] - measured["violations_percent"]),
     }
-
-
-__all__ = ["COLD_START_S", "measure"]

@@ -7,7 +7,7 @@ share of the devices' time, counted call by call on whole devices. Within a minu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,9 @@ def same(x: Array) -> Array:
     return x
 
 
-def tenants(*, not_idempotent: int = 0) -> tuple[Tenant, ...]:
-    """All twelve; the last few of them may not be called twice."""
-    first_careful = len(PROFILES) - not_idempotent
-    return tuple(_tenant(row, idempotent=row < first_careful) for row in range(len(PROFILES)))
+def tenants(*, careful: Collection[int] = ()) -> tuple[Tenant, ...]:
+    """All twelve; those of the rows `careful` may not be run twice for one call."""
+    return tuple(_tenant(row, idempotent=row not in careful) for row in range(len(PROFILES)))
 
 
 def _tenant(row: int, *, idempotent: bool) -> Tenant:
@@ -102,7 +101,7 @@ def _tenant(row: int, *, idempotent: bool) -> Tenant:
 
 
 def load(data: Path, share: float, devices: int, seconds: float, seed: int) -> tuple[Array, ...]:
-    """Arrivals of each tenant in seconds from 0. Raises InvalidRequestError for a load beyond MOST_RPS, and where `data` has no
+    """When each tenant is called, in seconds. Raises InvalidRequestError for a load beyond MOST_RPS, and where `data` has no
     traces."""
     path = data / scaling_loads.AZURE
     if not path.exists():

@@ -134,7 +134,7 @@ class Plan:
 
     def batch_for(self, row: int, share: int, count: int, quota_percent: float) -> int:
         """The greatest batch that goes with a slice."""
-        quota = int(quota_rows(np.asarray(quota_percent)))
+        quota = int(quota_rows(self._counted_on(np.asarray(quota_percent))))
         return int(self.stack.batch[self.stack.kind[row], int(count_rows(np.asarray(count))), share, quota])
 
     @property
@@ -142,8 +142,16 @@ class Plan:
         """That of the shape that serves, at the quota that it has [function]."""
         count = count_rows(np.maximum(self.now.serving_count, 1))
         return np.asarray(
-            self.stack.batch[self.stack.kind, count, self.serving_share, quota_rows(self.now.quota_percent)]
+            self.stack.batch[
+                self.stack.kind, count, self.serving_share, quota_rows(self._counted_on(self.now.quota_percent))
+            ]
         )
+
+    def _counted_on(self, quota_percent: Array) -> Array:
+        """What a function is planned to have of its lane with such a quota: where lanes are shared, lent time as well."""
+        if not self.settings.pooling:
+            return quota_percent
+        return np.asarray(np.minimum(quota_percent / self.settings.guarantee, QUOTAS[-1]))
 
     def diagnostics(self, memory: Memory) -> dict[str, Array]:
         """Columns that tell a person why [function]."""

@@ -22,7 +22,7 @@ def act(plan: Plan, memory: Memory) -> tuple[tuple[Action, ...], tuple[str, ...]
     acting = _Acting(plan, memory)
     for row in np.flatnonzero(acting.idle | acting.drop_old | acting.fewer | acting.resized).tolist():
         acting.settle(row)
-    for row in np.flatnonzero(acting.first | acting.moved | acting.more | acting.reshaped).tolist():
+    for row in np.flatnonzero(acting.first | acting.moved | acting.more | acting.reshaped | acting.short).tolist():
         acting.start(row)
     acting.rebatch()
     if plan.settings.pooling and memory.since_move_s >= plan.settings.move_every_s:
@@ -42,6 +42,8 @@ class _Acting:
         self.grows: list[Action] = []
         self.starts: list[Action] = []
         self.refused: list[str] = []
+        # Whose calls are late, and whose lanes have no more quota for replicas that have served for a while [function].
+        self.short = np.zeros(len(plan.observation.functions), bool)
         self._mark()
         replicas = plan.observation.replicas
         self._order = np.argsort(replicas.function, kind="stable")
@@ -138,6 +140,8 @@ class _Acting:
             granted = self.book.resize(self._device[r], self._lane[r], own, target)
             if granted < target - EPSILON:
                 self.refused.append(f"{replicas.ids[r]}: quota {target:g} %, its lane has {granted:g} % for it")
+                settled = count is None and self.memory.settled_s[row] >= plan.settings.settle_s
+                self.short[row] = settled and bool(plan.observation.functions.late[row])
             if abs(granted - own) > EPSILON:
                 (self.grows if granted > own else self.shrinks).append(
                     Resize(replicas.ids[r], granted, self._quota_reason(row, target, own))
@@ -154,7 +158,7 @@ class _Acting:
     # -- what there should be ------------------------------------------------------------------------------------------
 
     def start(self, row: int) -> None:
-        """New replicas: the first ones, more of the same, or others in place of what there is."""
+        """New replicas: the first, more of the same, another where lanes are full, or others in place of what there is."""
         plan, now = self.plan, self.plan.now
         live = int(now.live[row])
         best = (int(plan.best_share[row]), int(plan.best_count[row]), float(plan.best_quota[row]))
@@ -178,6 +182,10 @@ class _Acting:
             else:
                 start = (int(plan.share[row]), count - live, quota)
             self._start(row, *self._others.of(row, start), why)
+            return
+        if self.short[row]:
+            why = f"calls are late, and the lanes of its {live} have no more quota for {plan.rate[row]:.3g} rps"
+            self._start(row, int(plan.share[row]), 1, plan.quota_for(row, live + 1), why)
             return
         saving = 100.0 * (1.0 - plan.best_area[row] / plan.area[row])
         same = plan.best_share[row] == plan.share[row]
