@@ -114,7 +114,7 @@ def test_from_nothing_to_a_call_from_elsewhere_and_back(folder: Path) -> None:
         assert user.json("status")["gateway"]["address"] == address
         assert [row["function"] for row in user.json("ps")] == ["app.add"]
         assert "quota" in user("scale", "add", "--quota", "30").stdout
-        assert "ended on its own" in user("down", expect=5).stderr
+        assert "hasfaas cluster down" in user("down", expect=5).stderr
         shown = user("config", "show", "--origin").stdout
         assert f"{folder}/user/token" in shown
         assert created.stdout.strip() not in shown
