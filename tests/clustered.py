@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -299,11 +298,6 @@ def alive(pid: int) -> bool:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
-
-
-def end_group(pid: int) -> None:
-    """SIGKILL to a process and all of its session."""
-    os.killpg(pid, signal.SIGKILL)
 
 
 @contextmanager
