@@ -35,6 +35,8 @@ from tests.clustered import NODES, Cluster, Process, alive
 from tests.fakes.wire import Wire
 from tests.live import ROOT, app, eventually
 
+pytestmark = pytest.mark.alone
+
 steady, verbs, clocks, shares, batches = (app(name) for name in ("steady", "verbs", "clocks", "shares", "batches"))
 LOST_AFTER_S = 2.0
 # Until what was lost serves elsewhere: mostly a cold start, which takes as long as the machine is busy.

@@ -86,6 +86,11 @@ def test_lanes_fit_the_device_and_none_is_empty(units: int, percents: list[int])
         return
     counts = lane_units(units, percents)
     assert sum(counts) <= units and min(counts) >= 1
-    # Nobody lost a whole unit to rounding, and nobody gained one.
+    # Nobody gained a whole unit by rounding, and nobody lost one, but for what lanes of less than a unit had to be lifted by.
     exact = [units * percent / 100 for percent in percents]
-    assert all(share - 1 < count < max(share, 0) + 1 + 1e-9 for share, count in zip(exact, counts, strict=True))
+    lifted = sum(max(0.0, 1 - share) for share in exact)
+    assert all(share - 1 - lifted < count < share + 1 + 1e-9 for share, count in zip(exact, counts, strict=True))
+
+
+def test_a_lane_of_less_than_a_unit_takes_a_whole_one_from_a_larger() -> None:
+    assert lane_units(4, (1, 1, 1, 50)) == (1, 1, 1, 1)

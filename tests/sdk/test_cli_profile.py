@@ -165,7 +165,7 @@ def test_from_the_console_to_a_replica_and_an_interrupt_leaves_nothing(tmp_path:
         process = subprocess.Popen([*command, "--points", "16"], env=real.env, cwd=tmp_path, stderr=subprocess.PIPE)
         eventually(lambda: real.replicas("profiled_app.twice", "profiling"))
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 130
+        assert process.wait(timeout=20) == 130, process.stderr.read() if process.stderr else ""
         eventually(lambda: not real.function("profiled_app.twice").replicas)
         eventually(lambda: not real.status().devices[0].lanes)
 
