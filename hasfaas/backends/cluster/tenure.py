@@ -6,6 +6,7 @@ A tenure begins on an agent without replicas and ends with none: its gateway say
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import sys
@@ -51,6 +52,9 @@ LOGS_EVERY_S = 0.25
 # How often it is looked whether a new quota is in force, while any is not.
 FORCE_POLL_S = 0.002
 END_TIMEOUT_S = 10.0
+# How long a replica's last words are kept for a gateway that has not asked for its line yet, and how long their way is.
+UNHEARD_S = 5.0
+HEARD_WITHIN_S = 0.1
 log = logging.getLogger("hasfaas.node")
 
 
@@ -63,6 +67,8 @@ class _Kept:
     taken: bool = False
     usage: Usage | None = None
     told_log: int = 0
+    ended: bool = False
+    asked_for: asyncio.Event = attrs.field(factory=asyncio.Event)
     gone: asyncio.Event = attrs.field(factory=asyncio.Event)
 
 
@@ -106,6 +112,9 @@ class Tenure:
             self._agent.kill(replica_id)
             if each.launched is not None and not each.taken:
                 each.launched.channel.close()
+            if each.ended:  # and nobody will hear of it any more
+                self._replicas.pop(replica_id, None)
+                each.gone.set()
         waits = [asyncio.wait_for(each.gone.wait(), END_TIMEOUT_S) for _, each in kept]
         await asyncio.gather(*waits, return_exceptions=True)
         for replica_id in self._replicas:
@@ -117,6 +126,7 @@ class Tenure:
         if kept is None or kept.launched is None or kept.taken:
             raise NotFoundError(f"replica {replica_id!r} is not here, or is served already", reason="REPLICA_NOT_FOUND")
         kept.taken = True
+        kept.asked_for.set()
         return kept.launched.channel
 
     def take(self, message: Message, body: Buffer) -> None:
@@ -139,6 +149,8 @@ class Tenure:
                     self._agent.lend(replica_id, lend)
             case Kill(replica_id):
                 if (kept := self._replicas.get(replica_id)) is not None:
+                    kept.asked_for.set()  # nobody will ask any more
+                if (kept := self._replicas.get(replica_id)) is not None:
                     kept.unwanted = True
                 self._agent.kill(replica_id)
             case CloseNurseries(function, keep_version):
@@ -155,9 +167,24 @@ class Tenure:
 
     def exited(self, replica_id: str, code: int | None) -> None:
         """A replica's process has ended; the end of its log goes first, which may say why."""
-        kept = self._replicas.pop(replica_id, None)
+        kept = self._replicas.get(replica_id)
         if kept is None:
             return
+        kept.ended = True
+        if kept.launched is not None and not kept.taken and not self._over:
+            # What it said is still in its socket, such as why it could not start: its gateway is just about to read that.
+            self._spawn(self._unheard(replica_id, kept, code))
+        else:
+            self._gone(replica_id, kept, code)
+
+    async def _unheard(self, replica_id: str, kept: _Kept, code: int | None) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(kept.asked_for.wait(), UNHEARD_S)
+            await asyncio.sleep(HEARD_WITHIN_S)
+        self._gone(replica_id, kept, code)
+
+    def _gone(self, replica_id: str, kept: _Kept, code: int | None) -> None:
+        self._replicas.pop(replica_id, None)
         self._tell_log(replica_id, kept)
         if kept.launched is not None and not kept.taken:
             kept.launched.channel.close()
@@ -280,7 +307,9 @@ class Tenure:
             await asyncio.sleep(FORCE_POLL_S)
 
     def _forked(self) -> Collection[str]:
-        return [replica_id for replica_id, kept in self._replicas.items() if kept.launched is not None]
+        return [
+            replica_id for replica_id, kept in self._replicas.items() if kept.launched is not None and not kept.ended
+        ]
 
     def _tell(self, message: Message, body: Buffer = b"") -> None:
         if not self._over:
