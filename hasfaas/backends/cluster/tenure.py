@@ -145,13 +145,12 @@ class Tenure:
                 self._pending.update({replica_id: number for replica_id, _ in changes})
                 self._pend.set()
             case Lend(replica_id, lend):
-                if replica_id in self._replicas:
+                if replica_id in self._replicas and not self._replicas[replica_id].ended:
                     self._agent.lend(replica_id, lend)
             case Kill(replica_id):
                 if (kept := self._replicas.get(replica_id)) is not None:
-                    kept.asked_for.set()  # nobody will ask any more
-                if (kept := self._replicas.get(replica_id)) is not None:
                     kept.unwanted = True
+                    kept.asked_for.set()  # nobody will ask any more
                 self._agent.kill(replica_id)
             case CloseNurseries(function, keep_version):
                 self._agent.close_nurseries(function, keep_version=keep_version)
